@@ -1,0 +1,18 @@
+"""The one error that users see: what happened, what it means, and what to do about it.
+
+`SightlineError` is a `ValueError`, so library users catch it as such; the command line prints its text and exits with 2.
+Our own broken invariants are `assert`s, never this.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SightlineError(ValueError):
+    """A problem in what the user gave, worded as cause, consequence, fix."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'lr'?"` where some known word is near `word`, else an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
