@@ -89,7 +89,6 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
 
     def put(text: str, turn: int, role: str = "", kind: str = "") -> None:
         nonlocal position
-        text = text if role == "user" else text.replace("{eos}", eos) if role != "assistant" else text
         if text:
             pieces.append(text)
             spans.append(Span(position, position + len(text), turn, role, kind))
@@ -99,41 +98,63 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
     if turns and turns[0].role == "system":
         system, turns = turns[0].text, turns[1:]
     if system:
-        put(system, -1)
-        put(template.system_end, -1)
+        put(system + template.system_end.replace("{eos}", eos), -1)
 
+    (before_user, after_user), (before_answer, after_answer) = (
+        [text.replace("{eos}", eos) for text in pair] for pair in (template.user, template.assistant)
+    )
     exchange = -1
     for turn in turns:
         if turn.role == "user":
             exchange += 1
-            put(template.user[0], exchange)
+            put(before_user, exchange)
             put(turn.text if template.user_text else IMAGE * turn.text.count(IMAGE), exchange, "user", turn.kind)
-            put(template.user[1], exchange)
+            put(after_user, exchange)
         else:
-            put(template.assistant[0], exchange)
-            end = template.assistant[1].replace("{eos}", eos)
-            put(template.answer_lead + turn.text + end, exchange, "assistant", turn.kind)
+            put(before_answer, exchange)
+            put(template.answer_lead + turn.text + after_answer, exchange, "assistant", turn.kind)
     if prompt_only:
-        put(template.assistant[0], exchange)
+        put(before_answer, exchange)
     return "".join(pieces), spans
 
 
 def to_jinja(template: Template) -> str:
-    """The template as a Jinja chat template for `processor.apply_chat_template`.
+    """The template as a Jinja chat template, for `processor.apply_chat_template`.
 
-    An image item becomes `<image>` and a newline, as LLaVA puts it before the question; text is taken as it is.
+    Text is taken as it is. An image item becomes `<image>` and a newline, as LLaVA puts it before a question; where the
+    user's words are not kept, only the images are.
     """
 
-    def quote(text: str) -> str:
-        parts = [repr(p) for p in text.split("{eos}")]
-        return " ~ eos_token ~ ".join(parts)
+    def literal(text: str) -> str:
+        return " ~ eos_token ~ ".join(repr(part) for part in text.split("{eos}"))
 
+    text = "{{ %s }}" if template.user_text else "{{ '<image>' * (%s).count('<image>') }}"
+    image = "<image>\n" if template.user_text else "<image>"
     content = (
-        "{%- macro content(message) -%}"
-        "{%- if message['content'] is string -%}{{ %TEXT(message['content'])% }}"
-        "{%- else -%}{%- for item in message['content'] -%}"
-        "{%- if item['type'] == 'image' -%}{{ '<image>' }}%NEWLINE%"
-        "{%- elif item['type'] == 'text' -%}{{ %TEXT(item['text'])% }}{%- endif -%}"
-        "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+        "{%- if message['content'] is string -%}" + text % "message['content']" + "{%- else -%}"
+        "{%- for item in message['content'] -%}"
+        "{%- if item['type'] == 'image' -%}{{ " + repr(image) + " }}"
+        "{%- elif item['type'] == 'text' -%}" + text % "item['text']" + "{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}"
     )
-    return content + quote(template.system)  # replaced below
+    answer = (
+        "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+        "{%- for item in message['content'] -%}{{ item['text'] }}{%- endfor -%}{%- endif -%}"
+    )
+    system_end = literal(template.system_end)
+    return (
+        "{%- if messages and messages[0]['role'] == 'system' -%}"
+        "{%- set message = messages[0] -%}" + answer + "{{ " + system_end + " }}"
+        "{%- set messages = messages[1:] -%}"
+        + ("{%- else -%}{{ " + literal(template.system) + " ~ " + system_end + " }}" if template.system else "")
+        + "{%- endif -%}"
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'user' -%}"
+        "{{ " + literal(template.user[0]) + " }}" + content + "{{ " + literal(template.user[1]) + " }}"
+        "{%- else -%}"
+        "{{ " + literal(template.assistant[0]) + " ~ " + literal(template.answer_lead) + " }}" + answer
+        + "{{ " + literal(template.assistant[1]) + " }}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ " + literal(template.assistant[0]) + " }}{%- endif -%}"
+    )

@@ -1,0 +1,207 @@
+"""A finished model on disk, as the simplest standard model that can express it.
+
+A model whose methods leave nothing behind at inference is a stock `llava` checkpoint with its processor and chat
+template: transformers loads it without Sightline. What stock LLaVA cannot express is saved as our registered class.
+Every load checks that no weight is missing or unexpected.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from .. import __version__
+from ..data.templates import Template, to_jinja
+from ..errors import SightlineError
+from ..files import atomic_folder
+from ..methods.compose import Methods
+from ..models.assemble import Assembly
+from ..models.configuration import SightlineConfig, select_of, spec, stock_strategy
+from ..models.connectors import CONNECTORS
+from ..models.modeling import SightlineForConditionalGeneration
+from ..models.quiet import quiet
+
+AutoConfig.register("sightline", SightlineConfig, exist_ok=True)
+AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration, exist_ok=True)
+
+
+def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
+    """What a stock `llava` checkpoint cannot express of this model; empty if it can express all of it."""
+    reasons = []
+    for method in model.model.methods.all:
+        kept = [name for name, _ in method.named_parameters() if not name.startswith("train_only.")]
+        if kept or method.needs.edits or method.needs.slots or method.needs.views:
+            reasons.append(f"method '{method.name}' changes the forward pass")
+    tower = spec(model.config)
+    if stock_strategy(tower, model.config.vision_select) is None:
+        reasons.append(f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one")
+    return reasons
+
+
+def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
+    """Save a model with its tokenizer, image processor and chat template into `path`, atomically.
+
+    Returns:
+        What kept it from being a stock `llava` checkpoint; empty if it is one.
+    """
+    model = assembly.model
+    reasons = why_not_stock(model)
+    note = {"version": __version__, "connector": model.config.connector, "template": template.name}
+    with quiet(), atomic_folder(path) as folder:
+        if reasons:
+            model.config.sightline = note
+            kept = {k: v.contiguous() for k, v in model.state_dict().items() if ".train_only." not in k}
+            model.save_pretrained(folder, state_dict=kept, save_original_format=False)
+        else:
+            stock = to_stock(model)
+            stock.config.sightline = note
+            stock.save_pretrained(folder)
+        stock_processor(assembly, template).save_pretrained(folder)
+    return reasons
+
+
+def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """The same model, sharing its weights, as transformers' own class."""
+    values = model.config.to_dict()
+    for ours in ("connector", "vision_select", "methods", "slot_token_ids", "model_type", "architectures", "sightline"):
+        values.pop(ours, None)
+    config = LlavaConfig(**{**values, "vision_config": model.config.vision_config, "text_config": model.config.text_config})
+    if model.config.connector == "linear":
+        config.projector_hidden_act = "linear"
+    with torch.device("meta"):
+        stock = LlavaForConditionalGeneration(config)
+    prefix = "model.multi_modal_projector."
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith((prefix, "model.methods."))}
+    state |= {prefix + k: v for k, v in model.model.multi_modal_projector.stock_state().items()}
+    stock.load_state_dict(state, assign=True, strict=True)
+    stock.tie_weights()
+    _take_buffers(stock, model)
+    stock.generation_config = model.generation_config
+    return stock.eval()
+
+
+def from_stock(stock: LlavaForConditionalGeneration) -> SightlineForConditionalGeneration:
+    """A stock LLaVA model, sharing its weights, as ours."""
+    values = stock.config.to_dict()
+    note = values.pop("sightline", None) or {}
+    for key in ("model_type", "architectures"):
+        values.pop(key, None)
+    values |= {"vision_config": stock.config.vision_config, "text_config": stock.config.text_config}
+    connector = note.get("connector", "mlp")
+    config = SightlineConfig(**values, connector=connector, vision_select=select_of(stock.config), methods=[])
+    with torch.device("meta"):
+        model = SightlineForConditionalGeneration(config)
+    model.model.vision_tower = stock.model.vision_tower
+    model.model.language_model = stock.model.language_model
+    model.model.multi_modal_projector = CONNECTORS[connector](config)
+    model.model.multi_modal_projector.load_stock_state(stock.model.multi_modal_projector.state_dict())
+    model.model.methods = Methods()
+    model.lm_head = stock.lm_head
+    model.generation_config = stock.generation_config
+    return model
+
+
+def stock_processor(assembly: Assembly, template: Template) -> LlavaProcessor:
+    """transformers' processor for this model: what a server needs to feed it as it was trained."""
+    tower = spec(assembly.model.config)
+    tokenizer = assembly.tokenizer
+    tokenizer.padding_side = "left"
+    return LlavaProcessor(
+        image_processor=assembly.image_processor,
+        tokenizer=tokenizer,
+        patch_size=tower.patch_size,
+        vision_feature_select_strategy=assembly.model.config.vision_feature_select_strategy,
+        num_additional_image_tokens=tower.prefix,
+        chat_template=to_jinja(template),
+    )
+
+
+def load_model(path: str | Path) -> Assembly:
+    """A saved model, stock LLaVA or ours, as an `Assembly` to train, ask or measure. Weights are fp32.
+
+    Raises:
+        SightlineError: if there is no such model, or any weight is missing or unexpected.
+    """
+    config = read_config(path)
+    with quiet():
+        if config["model_type"] == "sightline":
+            model, info = SightlineForConditionalGeneration.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
+            check_loading(path, info)
+        elif config["model_type"] == "llava":
+            stock, info = LlavaForConditionalGeneration.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
+            check_loading(path, info)
+            model = from_stock(stock)
+        else:
+            raise SightlineError(
+                f"'{path}' is a model of type '{config['model_type']}', and Sightline loads 'llava' and its own."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    return Assembly(model.eval(), tokenizer, image_processor)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The `config.json` of a model: a local folder's, or a hub id's.
+
+    Raises:
+        SightlineError: if there is none.
+    """
+    folder = Path(path)
+    try:
+        if folder.is_dir():
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        else:
+            with quiet():
+                config = AutoConfig.from_pretrained(str(path)).to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        if (folder / "model" / "config.json").is_file():
+            hint = f"This is a run folder; its model is {folder / 'model'}."
+        else:
+            hint = "Give the `model` folder of a run, or a hub id that can be reached."
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SightlineError(f"no model at '{path}': {reason}. {hint}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise SightlineError(f"the config.json of '{path}' names no model_type; it is not a model of transformers.")
+    return config
+
+
+def check_loading(path: str | Path, info: dict[str, Iterable[Any]]) -> None:
+    """Refuse a checkpoint that does not fill the model exactly. What serves training alone may be absent.
+
+    Raises:
+        SightlineError: naming the first weights that are missing, unexpected or of another shape.
+    """
+    missing = sorted(str(key) for key in info["missing_keys"] if ".train_only." not in str(key))
+    unexpected = sorted(str(key) for key in info["unexpected_keys"])
+    mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise SightlineError(
+                f"'{path}' does not fit its config: {len(keys)} weights are {what} ({', '.join(keys[:3])}{more}). "
+                "Loading it would leave parts of the model random or unused. Use an intact checkpoint."
+            )
+
+
+def _take_buffers(to: torch.nn.Module, source: torch.nn.Module) -> None:
+    """Give `to`, built on the meta device, the buffers that no state dict carries (rotary frequencies, position ids)."""
+    have = dict(source.named_buffers())
+    for name, buffer in list(to.named_buffers()):
+        if buffer.is_meta:
+            parent, _, leaf = name.rpartition(".")
+            to.get_submodule(parent).register_buffer(leaf, have[name], persistent=False)

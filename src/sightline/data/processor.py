@@ -1,0 +1,199 @@
+"""The processor lays out the final sequence; after it, nothing moves.
+
+A row is rendered by its template and tokenised once. Labels, kinds and the prompt mask come from the template's own
+spans, through the tokenizer's character offsets; nothing is tokenised twice and compared. Then every `<image>` becomes
+as many placeholders as the connector will give visual tokens, and the methods' slots are put in.
+
+transformers' own processor tokenises the same text in the same way, so what the model is trained on is what a server
+feeds it (tested).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from ..errors import SightlineError
+from ..methods.compose import Methods
+from ..types import ANSWER, IGNORE, PROMPT, VISUAL, Example, ImageSource, Sample, Turn
+from .images import blank_like, load_image
+from .templates import IMAGE, Span, Template, render
+
+
+class Processor:
+    """Samples to examples, for one model, one template and one length."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: BaseImageProcessor,
+        template: Template,
+        *,
+        tokens_per_view: int,
+        methods: Methods | None = None,
+        max_length: int = 2048,
+        blank_images: bool = False,
+    ) -> None:
+        """
+        Args:
+            tokens_per_view: visual tokens that the connector gives for a view.
+            max_length: tokens a row may have, placeholders included.
+            blank_images: show grey images of the same size instead (the blind twin).
+
+        Raises:
+            SightlineError: if the tokenizer cannot give offsets, or lacks `<image>` or an end of sequence,
+                or puts one after every text.
+        """
+        if not tokenizer.is_fast:
+            raise SightlineError("the tokenizer gives no character offsets, from which labels are read. Use a fast one.")
+        if tokenizer.eos_token is None:
+            raise SightlineError("the tokenizer has no end-of-sequence token, so answers could not end. Set `eos_token`.")
+        if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+            raise SightlineError(
+                "the tokenizer ends every text with its end of sequence, so a prompt would end before the answer. "
+                "Load it with add_eos_token=False."
+            )
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.template = template
+        self.tokens_per_view = tokens_per_view
+        self.methods = methods if methods is not None else Methods()
+        self.max_length = max_length
+        self.blank_images = blank_images
+        self.image_token_id = _token_id(tokenizer, IMAGE)
+        self.slot_token_ids = {slot.token: _token_id(tokenizer, slot.token) for slot in self.methods.slots}
+
+    def __call__(
+        self, sample: Sample, *, rng: np.random.Generator | None = None, columns: Mapping[str, Tensor] | None = None
+    ) -> Example:
+        """A row to train on. With `rng`, methods may insert turns.
+
+        Raises:
+            SightlineError: naming the row, if nothing in it is supervised, it is too long, or an image is unreadable.
+        """
+        turns, foreign = self.methods.insert_turns(sample, rng) if rng is not None else (sample.turns, frozenset())
+        example = self._lay_out(sample.id, sample.images, turns, foreign=foreign, columns=columns or {})
+        if not bool((example.labels[1:] != IGNORE).any()):
+            raise SightlineError(
+                f"sample '{sample.id}' ({sample.source}) has no supervised token under template '{self.template.name}': "
+                "it would train nothing. Give it an answer, or remove it."
+            )
+        return example
+
+    def prompt(self, images: Sequence[ImageSource], turns: Sequence[Turn], *, name: str = "prompt") -> Example:
+        """A prompt to generate from: the turns end with the user's, the text with the assistant's prefix."""
+        return self._lay_out(name, images, turns, prompt_only=True)
+
+    def _lay_out(
+        self,
+        name: str,
+        images: Sequence[ImageSource],
+        turns: Sequence[Turn],
+        *,
+        foreign: frozenset[int] = frozenset(),
+        columns: Mapping[str, Tensor] | None = None,
+        prompt_only: bool = False,
+    ) -> Example:
+        text, spans = render(self.template, turns, str(self.tokenizer.eos_token), prompt_only=prompt_only)
+        input_ids, owners = self._tokenise(text, spans)
+        pixel_values, view_counts = self._views(name, images)
+        views = np.ones_like(view_counts) if self.methods.merges_views else view_counts
+        visual_counts = views * self.tokens_per_view
+
+        places = np.flatnonzero(input_ids == self.image_token_id)
+        if len(places) != len(visual_counts):
+            raise SightlineError(f"sample '{name}': {len(places)} {IMAGE} in its text for {len(visual_counts)} images.")
+        repeats = np.ones(len(input_ids), dtype=np.int64)
+        repeats[places] = visual_counts
+        input_ids, owners = np.repeat(input_ids, repeats), np.repeat(owners, repeats)
+
+        kinds = np.full(len(input_ids), PROMPT)
+        turn_ids = np.full(len(input_ids), -1)
+        prompt_mask = np.zeros(len(input_ids), dtype=bool)
+        for number, span in enumerate(spans):
+            inside = owners == number
+            turn_ids[inside] = span.turn
+            if span.role == "assistant":
+                kinds[inside] = ANSWER if span.kind == "answer" else self.methods.kinds.index(span.kind)
+            elif span.role == "user":
+                prompt_mask[inside] = span.turn not in foreign
+        visual = input_ids == self.image_token_id
+        kinds[visual], prompt_mask[visual] = VISUAL, False
+        supervised = np.isin(owners, [n for n, span in enumerate(spans) if span.role == "assistant"]) & ~visual
+        labels = np.where(supervised, input_ids, IGNORE)
+
+        for slot in self.methods.slots:
+            if images or not slot.only_with_images:
+                at = int(len(input_ids) > 0 and input_ids[0] == self.tokenizer.bos_token_id)
+                kind = self.methods.kinds.index(slot.kind)
+                input_ids = np.insert(input_ids, at, self.slot_token_ids[slot.token])
+                labels, kinds = np.insert(labels, at, IGNORE), np.insert(kinds, at, kind)
+                turn_ids, prompt_mask = np.insert(turn_ids, at, -1), np.insert(prompt_mask, at, False)
+
+        if len(input_ids) > self.max_length:
+            raise SightlineError(
+                f"sample '{name}' has {len(input_ids)} tokens, {int(visual.sum())} of them visual, and max_length is "
+                f"{self.max_length}. Raise model.max_length, or shorten or remove the row; nothing is cut silently."
+            )
+        return Example(
+            id=name,
+            input_ids=torch.from_numpy(input_ids),
+            labels=torch.from_numpy(labels),
+            kinds=torch.from_numpy(kinds),
+            turn_ids=torch.from_numpy(turn_ids),
+            prompt_mask=torch.from_numpy(prompt_mask),
+            pixel_values=pixel_values,
+            view_counts=torch.from_numpy(view_counts),
+            visual_counts=torch.from_numpy(visual_counts),
+            columns=columns or {},
+        )
+
+    def _tokenise(self, text: str, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the text, and for each the number of the span that owns it (-1 for special tokens around the text).
+
+        A token belongs to the span of its last character: a leading space merged into a word follows the word.
+        """
+        bos = self.tokenizer.bos_token
+        encoded = self.tokenizer(
+            text, add_special_tokens=not (bos and text.startswith(bos)), return_offsets_mapping=True
+        )
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        starts = np.asarray([span.start for span in spans])
+        last = np.maximum(offsets[:, 1] - 1, offsets[:, 0])
+        owners = np.searchsorted(starts, last, side="right") - 1
+        outside = (offsets[:, 0] == 0) & (offsets[:, 1] == 0)
+        return ids, np.where(outside, -1, owners)
+
+    def _views(self, name: str, images: Sequence[ImageSource]) -> tuple[Tensor, np.ndarray]:
+        """Pixels of all views of the row's images, packed, and how many views each image has."""
+        counts, views = [], []
+        for source in images:
+            image = load_image(source)
+            mine = self.methods.views(blank_like(image) if self.blank_images else image)
+            counts.append(len(mine))
+            views += mine
+        return self._pixels(views), np.asarray(counts, dtype=np.int64)
+
+    def _pixels(self, views: Sequence[Image.Image]) -> Tensor:
+        if views:
+            return self.image_processor(list(views), return_tensors="pt")["pixel_values"].float()
+        height, width = output_size(self.image_processor)
+        return torch.zeros(0, 3, height, width)
+
+
+def output_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width of the pixels that an image processor gives."""
+    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    side = size.get("shortest_edge")
+    return (side, side) if side else (size["height"], size["width"])
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(token_id, int) or token_id == tokenizer.unk_token_id:
+        raise SightlineError(f"the tokenizer has no token '{token}'. Assemble the model with Sightline, which adds it.")
+    return token_id

@@ -1,0 +1,133 @@
+"""The one protocol of an alignment method: five members that default to nothing.
+
+A method is an `nn.Module`. Its submodules are what it adds to the model; what serves training alone sits under
+`train_only`, which export drops. It says what it needs, computes its columns offline, edits the forward pass, adds
+losses, and adds turns. Everything else (data, trunk, loop, checkpoints) is not its concern.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ..types import Batch, Sample, Trace, Turn
+
+Tap = Literal["patches", "visual", "embeds", "hidden"]
+"""Where the forward pass can be edited, in the order of the flow; the names are those of `Trace`."""
+TAPS: tuple[Tap, ...] = ("patches", "visual", "embeds", "hidden")
+
+Scope = Literal["additive", "micro-batch", "rank", "gathered"]
+"""What a loss couples. An additive loss is a sum over parts of the batch, so it may be cut into micro-batches at will.
+The others couple rows (a contrastive loss): they are means over the rows that their scope names."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One position of the sequence that a method fills itself: after BOS, or first where the tokenizer has none."""
+
+    token: str
+    """A special token, added to the tokenizer, that marks the slot."""
+    kind: str
+    only_with_images: bool = True
+    """Whether rows without images go without the slot."""
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss that a method adds, as the loop must know it before the forward pass."""
+
+    name: str
+    """`method/loss`; recipes weigh it by this name."""
+    scope: Scope = "additive"
+    count: Callable[[Batch], Tensor] | None = None
+    """For additive losses: over how many parts of this batch the loss is a sum. The mean is taken over a whole
+    optimizer step, so that accumulation does not change it."""
+
+
+@dataclass(frozen=True)
+class InsertedTurn:
+    """An exchange added to a row in training."""
+
+    after: int
+    """It follows this many exchanges of the row: 0 puts it first."""
+    question: Turn
+    answer: Turn
+    """Its `kind` is one that the method declares, so that its tokens are counted apart."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the data and the trunk."""
+
+    columns: tuple[str, ...] = ()
+    """Per-sample values, computed by `annotate`, that `batch.columns` must hold in training."""
+    slots: tuple[Slot, ...] = ()
+    kinds: tuple[str, ...] = ()
+    """Kinds of tokens it adds with its turns (a slot's kind is declared with the slot)."""
+    views: Callable[[Image.Image], list[Image.Image]] | None = None
+    """More views of an image, beside the image itself, which is always the first view."""
+    merges_views: bool = False
+    """Whether its edit of `patches` leaves one view for each image (the placeholders are laid out for that)."""
+    edits: tuple[Tap, ...] = ()
+    reshapes: tuple[Tap, ...] = ()
+    """Those of `edits` whose shape it changes; no two methods may change the same one."""
+    losses: tuple[LossSpec, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that a method may build its modules from."""
+
+    d_vision: int
+    d_llm: int
+    patches: int
+    """Patches of one view, as the tower gives them after selection."""
+    tokens: int
+    """Visual tokens of one view, as the connector gives them."""
+
+
+class MethodConfig(BaseModel):
+    """Base of a method's options: frozen, checked when made, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AlignmentMethod(nn.Module, ABC):
+    """A method of alignment. Subclasses set `name` and `Config`, and override the members that they use."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: MethodConfig, sizes: Sizes) -> None:
+        super().__init__()
+        self.config = config
+        self.sizes = sizes
+        self.train_only = nn.ModuleDict()
+        self.kind_ids: dict[str, int] = {}
+        """The ids, in `batch.kinds`, of the kinds it declares; set when it joins a model."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """What the method asks for. Constant after construction."""
+
+    def annotate(self, samples: Iterable[Sample], tools: Any) -> Mapping[str, Mapping[str, Tensor]]:
+        """Its columns, computed offline: {column: {sample id: value}}."""
+        return {}
+
+    def edit(self, tap: Tap, x: Tensor, batch: Batch) -> Tensor:
+        """All that can change the forward pass; the same in training and in the prefill of generation."""
+        return x
+
+    def losses(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
+        """Its losses by the names that `needs` declares: sums for additive ones, means for the others."""
+        return {}
+
+    def turns(self, sample: Sample, rng: np.random.Generator) -> list[InsertedTurn]:
+        """Extra exchanges for a row, in training only, deterministic in `rng`."""
+        return []

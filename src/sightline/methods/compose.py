@@ -1,0 +1,151 @@
+"""Methods are a list: edits fold in its order, losses add, and what cannot compose fails when the model is built."""
+
+import importlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ..errors import SightlineError, did_you_mean
+from ..types import KINDS, Batch, Sample, Trace, Turn
+from .base import AlignmentMethod, LossSpec, Sizes, Slot, Tap
+
+METHODS: dict[str, str] = {}
+"""Short names of the methods that ship with Sightline, as `module:Class`. Any other method is named that way itself."""
+
+
+class Methods(nn.ModuleDict):
+    """The methods of a model, by name, in the order of the recipe.
+
+    Raises:
+        SightlineError: if two methods share a name, or change the shape of the same tensor.
+    """
+
+    def __init__(self, methods: Sequence[AlignmentMethod] = ()) -> None:
+        repeated = [name for name, n in Counter(m.name for m in methods).items() if n > 1]
+        if repeated:
+            raise SightlineError(f"method '{repeated[0]}' is listed twice. List each method once.")
+        super().__init__({m.name: m for m in methods})
+        reshaped: dict[Tap, str] = {}
+        for method in methods:
+            for tap in method.needs.reshapes:
+                if tap in reshaped:
+                    raise SightlineError(
+                        f"'{reshaped[tap]}' and '{method.name}' both change the shape of '{tap}', and what one gives the "
+                        "other cannot read. Remove one of them from `methods`."
+                    )
+                reshaped[tap] = method.name
+        if sum(m.needs.views is not None for m in methods) > 1:
+            raise SightlineError("two methods ask for views of their own. Remove one of them from `methods`.")
+        added = [slot.kind for m in methods for slot in m.needs.slots] + [k for m in methods for k in m.needs.kinds]
+        self.kinds: tuple[str, ...] = (*KINDS, *dict.fromkeys(added))
+        for method in methods:
+            own = [slot.kind for slot in method.needs.slots] + list(method.needs.kinds)
+            method.kind_ids = {kind: self.kinds.index(kind) for kind in own}
+
+    @property
+    def all(self) -> tuple[AlignmentMethod, ...]:
+        """The methods, in order."""
+        return tuple(m for m in self.values() if isinstance(m, AlignmentMethod))
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(slot for method in self.all for slot in method.needs.slots)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that training needs, each with the method that asks for it."""
+        return {column: method.name for method in self.all for column in method.needs.columns}
+
+    @property
+    def loss_specs(self) -> tuple[LossSpec, ...]:
+        return tuple(spec for method in self.all for spec in method.needs.losses)
+
+    @property
+    def merges_views(self) -> bool:
+        return any(method.needs.merges_views for method in self.all)
+
+    def views(self, image: Image.Image) -> list[Image.Image]:
+        """The views of an image: itself, then what a method adds."""
+        added = [method.needs.views(image) for method in self.all if method.needs.views is not None]
+        return [image, *(view for views in added for view in views)]
+
+    def edit(self, tap: Tap, x: Tensor, batch: Batch) -> Tensor:
+        """`x` after every method that edits this tap."""
+        for method in self.all:
+            if tap in method.needs.edits:
+                x = method.edit(tap, x, batch)
+        return x
+
+    def losses(self, trace: Trace, batch: Batch) -> dict[str, Tensor]:
+        """Every method's losses, checked against what they declared."""
+        values: dict[str, Tensor] = {}
+        for method in self.all:
+            given = method.losses(trace, batch)
+            declared = {spec.name for spec in method.needs.losses}
+            assert set(given) == declared, f"{method.name} declares {declared} and gives {set(given)}"
+            values.update(given)
+        return values
+
+    def insert_turns(self, sample: Sample, rng: np.random.Generator) -> tuple[tuple[Turn, ...], frozenset[int]]:
+        """The turns of a row with those that methods insert, and the numbers of the exchanges that are not its own."""
+        inserted = [turn for method in self.all for turn in method.turns(sample, rng)]
+        if not inserted:
+            return sample.turns, frozenset()
+        lead = tuple(turn for turn in sample.turns if turn.role == "system")
+        rest = sample.turns[len(lead) :]
+        exchanges = [rest[i : i + 2] for i in range(0, len(rest), 2)]
+        merged: list[tuple[tuple[Turn, ...], bool]] = []
+        for place in range(len(exchanges) + 1):
+            merged += [((turn.question, turn.answer), True) for turn in inserted if turn.after == place]
+            merged += [(exchanges[place], False)] if place < len(exchanges) else []
+        turns = lead + tuple(turn for exchange, _ in merged for turn in exchange)
+        return turns, frozenset(number for number, (_, foreign) in enumerate(merged) if foreign)
+
+
+def load_method_class(name: str) -> type[AlignmentMethod]:
+    """The class of a shipped method by its short name, or any class by `module:Class`.
+
+    Raises:
+        SightlineError: if there is none.
+    """
+    path = METHODS.get(name, name)
+    if ":" not in path:
+        raise SightlineError(
+            f"unknown method '{name}'{did_you_mean(name, METHODS)} "
+            f"Known: {', '.join(METHODS) or 'none yet'}; an own one is named 'module:Class'."
+        )
+    module, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SightlineError(f"method '{name}' cannot be imported: {error}. Check the path 'module:Class'.") from None
+    if not (isinstance(found, type) and issubclass(found, AlignmentMethod)):
+        raise SightlineError(f"method '{name}' is not an AlignmentMethod. Subclass sightline.AlignmentMethod.")
+    return found
+
+
+def build_methods(configs: Sequence[Mapping[str, Any]], sizes: Sizes) -> Methods:
+    """The methods of a recipe or a saved model, from their records `{"name": ..., options}`.
+
+    Raises:
+        SightlineError: for an unknown method or option, or methods that cannot compose.
+    """
+    methods = []
+    for record in configs:
+        options = dict(record)
+        name = options.pop("name", None)
+        if not isinstance(name, str):
+            raise SightlineError(f"a method needs a name, and {dict(record)} has none. Write `- name: ...`.")
+        cls = load_method_class(name)
+        try:
+            config = cls.Config(**options)
+        except ValidationError as error:
+            details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise SightlineError(f"method '{name}': {details}. Options: {', '.join(cls.Config.model_fields)}.") from None
+        methods.append(cls(config, sizes))
+    return Methods(methods)

@@ -1,0 +1,199 @@
+"""The model, in the order of LLaVA's figure: encode, connect, splice, decode.
+
+    pixels -> patches -> visual -> embeds -> hidden -> logits
+
+It is transformers' LLaVA with one thing added: after each arrow, the methods of alignment may edit what came out. The
+model never changes labels, masks or positions. The processor has laid out every placeholder; the model writes the
+visual tokens into them once, and checks the counts.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, LlavaForConditionalGeneration
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModel, LlavaPreTrainedModel
+
+from ..errors import SightlineError
+from ..methods.base import Sizes
+from ..methods.compose import build_methods
+from ..types import IGNORE, PAD, PROMPT, VISUAL, Batch, Trace
+from .configuration import SightlineConfig, spec
+from .connectors import CONNECTORS, connector_width
+
+
+class SightlineModel(LlavaModel):
+    """Tower, connector, language model and methods; everything but the head."""
+
+    config: SightlineConfig
+
+    def __init__(self, config: SightlineConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = CONNECTORS[config.connector](config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.methods = build_methods(config.methods or [], self.sizes)
+        self.post_init()
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes that methods build their modules from."""
+        patches = spec(self.config).num_patches(self.config.vision_select)
+        return Sizes(
+            d_vision=connector_width(self.config),
+            d_llm=self.config.text_config.hidden_size,
+            patches=patches,
+            tokens=self.multi_modal_projector.num_tokens(patches),
+        )
+
+    def trace(self, batch: Batch, *, past_key_values: Cache | None = None, **decoder) -> tuple[Trace, Cache | None]:
+        """The forward pass from pixels to hidden states, with everything it saw on its way."""
+        edit = self.methods.edit
+        patches = edit("patches", self.encode(batch.pixel_values), batch)
+        visual = edit("visual", self.connect(patches), batch)
+        embeds = edit("embeds", self.splice(batch, visual), batch)
+        hidden, cache = self.decode(embeds, batch.attention_mask, past_key_values=past_key_values, **decoder)
+        hidden = edit("hidden", hidden, batch)
+        return Trace(patches=patches, visual=visual, embeds=embeds, hidden=hidden), cache
+
+    def encode(
+        self, pixel_values: Float[Tensor, "sum_views 3 height width"]
+    ) -> Float[Tensor, "sum_views patches d_vision"]:
+        """Patches of every view, from the layers and the tokens that the config selects."""
+        layers = self.config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else list(layers)
+        tower_trains = any(p.requires_grad for p in self.vision_tower.parameters())
+        if not len(pixel_values) and not tower_trains:
+            return pixel_values.new_zeros(0, self.sizes.patches, self.sizes.d_vision)
+        # Towers cannot take an empty batch. One grey view keeps a training tower in the graph, with zero gradients.
+        views = pixel_values if len(pixel_values) else pixel_values.new_zeros(1, *pixel_values.shape[1:])
+        with torch.set_grad_enabled(tower_trains and torch.is_grad_enabled()):
+            states = self.vision_tower(views, output_hidden_states=layers).hidden_states
+        drop = spec(self.config).prefix if self.config.vision_select == "patch" else 0
+        return torch.cat([states[layer][:, drop:] for layer in layers], dim=-1)[: len(pixel_values)]
+
+    def connect(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "sum_tokens d_llm"]:
+        """Visual tokens in the language model's space, packed."""
+        return self.multi_modal_projector(patches).flatten(0, 1)
+
+    def splice(self, batch: Batch, visual: Float[Tensor, "sum_tokens d_llm"]) -> Float[Tensor, "batch seq d_llm"]:
+        """Token embeddings with the visual tokens in their placeholders: one masked write.
+
+        Raises:
+            SightlineError: if placeholders and visual tokens disagree, naming the rows.
+        """
+        embeds = self.get_input_embeddings()(batch.input_ids)
+        places = batch.input_ids == self.config.image_token_id
+        if int(places.sum()) != len(visual):
+            raise SightlineError(
+                f"{len(visual)} visual tokens for {int(places.sum())} placeholders in samples {', '.join(batch.ids)}: the "
+                f"connector emits {self.sizes.tokens} for each view. Lay the rows out with this model's own processor."
+            )
+        return embeds.masked_scatter(places.unsqueeze(-1), visual.to(embeds.dtype))
+
+    def decode(
+        self, embeds: Float[Tensor, "batch seq d_llm"], attention_mask: Tensor | None, **decoder
+    ) -> tuple[Float[Tensor, "batch seq d_llm"], Cache | None]:
+        """The language model's last hidden states, and its cache."""
+        out = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **decoder)
+        return out.last_hidden_state, out.past_key_values
+
+
+class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
+    """The trunk with its head: trains, generates, and saves the way transformers' models do."""
+
+    config: SightlineConfig
+    config_class = SightlineConfig
+
+    def __init__(self, config: SightlineConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = SightlineModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Float[Tensor, "sum_views 3 height width"] | None = None,
+        view_counts: Int[Tensor, " num_images"] | None = None,
+        kinds: Int[Tensor, "batch seq"] | None = None,
+        turn_ids: Int[Tensor, "batch seq"] | None = None,
+        prompt_mask: Tensor | None = None,
+        labels: Int[Tensor, "batch seq"] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> LlavaCausalLMOutputWithPast:
+        """transformers' call. A prefill runs the whole flow; later steps of generation run the language model alone."""
+        decoder = {"position_ids": position_ids, "use_cache": use_cache}
+        visual = None
+        cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if cached and pixel_values is not None:
+            raise SightlineError("images came after the prefill; the cache was built without them. Start a new cache.")
+        if input_ids is not None and not cached:
+            batch = self.prefill_batch(
+                input_ids, attention_mask, pixel_values, view_counts, kinds=kinds, turn_ids=turn_ids, prompt_mask=prompt_mask
+            )
+            trace, cache = self.model.trace(batch, past_key_values=past_key_values, **decoder)
+            hidden, visual = trace.hidden, trace.visual
+        else:
+            embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
+            hidden, cache = self.model.decode(embeds, attention_mask, past_key_values=past_key_values, **decoder)
+
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+        return LlavaCausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=cache, image_hidden_states=visual
+        )
+
+    def prefill_batch(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor | None,
+        view_counts: Tensor | None,
+        **known: Tensor | None,
+    ) -> Batch:
+        """What a caller of `generate` gave, as the `Batch` that methods read; what it left out is derived."""
+        places = input_ids == self.config.image_token_id
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if pixel_values is None:
+            side = spec(self.config).image_size
+            pixel_values = torch.zeros(0, 3, side, side, dtype=self.dtype, device=input_ids.device)
+        if view_counts is None:
+            view_counts = torch.ones(len(pixel_values), dtype=torch.long, device=input_ids.device)
+        views = torch.ones_like(view_counts) if self.model.methods.merges_views else view_counts
+        visual_counts = views * self.model.sizes.tokens
+        derived = torch.full_like(input_ids, PROMPT).masked_fill(places, VISUAL).masked_fill(attention_mask == 0, PAD)
+        for slot in self.model.methods.slots:
+            token_id = (self.config.slot_token_ids or {})[slot.token]
+            derived[input_ids == token_id] = self.model.methods.kinds.index(slot.kind)
+        kinds = known.get("kinds")
+        kinds = derived if kinds is None else kinds
+        turn_ids, prompt_mask = known.get("turn_ids"), known.get("prompt_mask")
+        return Batch(
+            ids=tuple(f"prompt {i}" for i in range(len(input_ids))),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=torch.full_like(input_ids, IGNORE),
+            kinds=kinds,
+            turn_ids=torch.zeros_like(input_ids) if turn_ids is None else turn_ids,
+            prompt_mask=kinds == PROMPT if prompt_mask is None else prompt_mask,
+            pixel_values=pixel_values,
+            view_counts=view_counts,
+            visual_counts=visual_counts,
+            image_counts=images_per_row(places.sum(1), visual_counts),
+        )
+
+
+def images_per_row(places: Int[Tensor, " batch"], visual_counts: Int[Tensor, " num_images"]) -> Int[Tensor, " batch"]:
+    """How many images each row has, from its placeholders and the lengths of the images in order."""
+    ends = visual_counts.cumsum(0)
+    upto = torch.searchsorted(ends, places.cumsum(0), right=True)
+    return upto.diff(prepend=upto.new_zeros(1))
