@@ -45,7 +45,9 @@ def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
             reasons.append(f"method '{method.name}' changes the forward pass")
     tower = spec(model.config)
     if stock_strategy(tower, model.config.vision_select) is None:
-        reasons.append(f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one")
+        reasons.append(
+            f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one"
+        )
     return reasons
 
 
@@ -74,9 +76,19 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
 def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGeneration:
     """The same model, sharing its weights, as transformers' own class."""
     values = model.config.to_dict()
-    for ours in ("connector", "vision_select", "methods", "slot_token_ids", "model_type", "architectures", "sightline"):
+    for ours in (
+        "connector",
+        "vision_select",
+        "methods",
+        "slot_token_ids",
+        "model_type",
+        "architectures",
+        "sightline",
+    ):
         values.pop(ours, None)
-    config = LlavaConfig(**{**values, "vision_config": model.config.vision_config, "text_config": model.config.text_config})
+    config = LlavaConfig(
+        **{**values, "vision_config": model.config.vision_config, "text_config": model.config.text_config}
+    )
     if model.config.connector == "linear":
         config.projector_hidden_act = "linear"
     with torch.device("meta"):
@@ -176,7 +188,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SightlineError(f"no model at '{path}': {reason}. {hint}") from None
     if not isinstance(config, dict) or "model_type" not in config:
-        raise SightlineError(f"the config.json of '{path}' names no model_type; it is not a model of transformers.")
+        raise SightlineError(
+            f"the config.json of '{path}' names no model_type; it is not a model of transformers."
+        )
     return config
 
 

@@ -48,9 +48,13 @@ class Processor:
                 or puts one after every text.
         """
         if not tokenizer.is_fast:
-            raise SightlineError("the tokenizer gives no character offsets, from which labels are read. Use a fast one.")
+            raise SightlineError(
+                "the tokenizer gives no character offsets, from which labels are read. Use a fast one."
+            )
         if tokenizer.eos_token is None:
-            raise SightlineError("the tokenizer has no end-of-sequence token, so answers could not end. Set `eos_token`.")
+            raise SightlineError(
+                "the tokenizer has no end-of-sequence token, so answers could not end. Set `eos_token`."
+            )
         if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
             raise SightlineError(
                 "the tokenizer ends every text with its end of sequence, so a prompt would end before the answer. "
@@ -67,14 +71,20 @@ class Processor:
         self.slot_token_ids = {slot.token: _token_id(tokenizer, slot.token) for slot in self.methods.slots}
 
     def __call__(
-        self, sample: Sample, *, rng: np.random.Generator | None = None, columns: Mapping[str, Tensor] | None = None
+        self,
+        sample: Sample,
+        *,
+        rng: np.random.Generator | None = None,
+        columns: Mapping[str, Tensor] | None = None,
     ) -> Example:
         """A row to train on. With `rng`, methods may insert turns.
 
         Raises:
             SightlineError: naming the row, if nothing in it is supervised, it is too long, or an image is unreadable.
         """
-        turns, foreign = self.methods.insert_turns(sample, rng) if rng is not None else (sample.turns, frozenset())
+        turns, foreign = (
+            self.methods.insert_turns(sample, rng) if rng is not None else (sample.turns, frozenset())
+        )
         example = self._lay_out(sample.id, sample.images, turns, foreign=foreign, columns=columns or {})
         if not bool((example.labels[1:] != IGNORE).any()):
             raise SightlineError(
@@ -83,7 +93,9 @@ class Processor:
             )
         return example
 
-    def prompt(self, images: Sequence[ImageSource], turns: Sequence[Turn], *, name: str = "prompt") -> Example:
+    def prompt(
+        self, images: Sequence[ImageSource], turns: Sequence[Turn], *, name: str = "prompt"
+    ) -> Example:
         """A prompt to generate from: the turns end with the user's, the text with the assistant's prefix."""
         return self._lay_out(name, images, turns, prompt_only=True)
 
@@ -105,7 +117,9 @@ class Processor:
 
         places = np.flatnonzero(input_ids == self.image_token_id)
         if len(places) != len(visual_counts):
-            raise SightlineError(f"sample '{name}': {len(places)} {IMAGE} in its text for {len(visual_counts)} images.")
+            raise SightlineError(
+                f"sample '{name}': {len(places)} {IMAGE} in its text for {len(visual_counts)} images."
+            )
         repeats = np.ones(len(input_ids), dtype=np.int64)
         repeats[places] = visual_counts
         input_ids, owners = np.repeat(input_ids, repeats), np.repeat(owners, repeats)
@@ -122,7 +136,9 @@ class Processor:
                 prompt_mask[inside] = span.turn not in foreign
         visual = input_ids == self.image_token_id
         kinds[visual], prompt_mask[visual] = VISUAL, False
-        supervised = np.isin(owners, [n for n, span in enumerate(spans) if span.role == "assistant"]) & ~visual
+        supervised = (
+            np.isin(owners, [n for n, span in enumerate(spans) if span.role == "assistant"]) & ~visual
+        )
         labels = np.where(supervised, input_ids, IGNORE)
 
         for slot in self.methods.slots:
@@ -195,5 +211,7 @@ def output_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(token_id, int) or token_id == tokenizer.unk_token_id:
-        raise SightlineError(f"the tokenizer has no token '{token}'. Assemble the model with Sightline, which adds it.")
+        raise SightlineError(
+            f"the tokenizer has no token '{token}'. Assemble the model with Sightline, which adds it."
+        )
     return token_id

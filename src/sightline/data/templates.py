@@ -75,7 +75,9 @@ def get_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: bool = False) -> tuple[str, list[Span]]:
+def render(
+    template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: bool = False
+) -> tuple[str, list[Span]]:
     """The text of a conversation, and the spans that cover it without gaps.
 
     Args:
@@ -108,7 +110,12 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
         if turn.role == "user":
             exchange += 1
             put(before_user, exchange)
-            put(turn.text if template.user_text else IMAGE * turn.text.count(IMAGE), exchange, "user", turn.kind)
+            put(
+                turn.text if template.user_text else IMAGE * turn.text.count(IMAGE),
+                exchange,
+                "user",
+                turn.kind,
+            )
             put(after_user, exchange)
         else:
             put(before_answer, exchange)
@@ -146,14 +153,25 @@ def to_jinja(template: Template) -> str:
         "{%- if messages and messages[0]['role'] == 'system' -%}"
         "{%- set message = messages[0] -%}" + answer + "{{ " + system_end + " }}"
         "{%- set messages = messages[1:] -%}"
-        + ("{%- else -%}{{ " + literal(template.system) + " ~ " + system_end + " }}" if template.system else "")
+        + (
+            "{%- else -%}{{ " + literal(template.system) + " ~ " + system_end + " }}"
+            if template.system
+            else ""
+        )
         + "{%- endif -%}"
         "{%- for message in messages -%}"
         "{%- if message['role'] == 'user' -%}"
         "{{ " + literal(template.user[0]) + " }}" + content + "{{ " + literal(template.user[1]) + " }}"
         "{%- else -%}"
-        "{{ " + literal(template.assistant[0]) + " ~ " + literal(template.answer_lead) + " }}" + answer
-        + "{{ " + literal(template.assistant[1]) + " }}"
+        "{{ "
+        + literal(template.assistant[0])
+        + " ~ "
+        + literal(template.answer_lead)
+        + " }}"
+        + answer
+        + "{{ "
+        + literal(template.assistant[1])
+        + " }}"
         "{%- endif -%}"
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ " + literal(template.assistant[0]) + " }}{%- endif -%}"

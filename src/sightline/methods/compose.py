@@ -2,7 +2,7 @@
 
 import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,9 @@ class Methods(nn.ModuleDict):
                 reshaped[tap] = method.name
         if sum(m.needs.views is not None for m in methods) > 1:
             raise SightlineError("two methods ask for views of their own. Remove one of them from `methods`.")
-        added = [slot.kind for m in methods for slot in m.needs.slots] + [k for m in methods for k in m.needs.kinds]
+        added = [slot.kind for m in methods for slot in m.needs.slots] + [
+            k for m in methods for k in m.needs.kinds
+        ]
         self.kinds: tuple[str, ...] = (*KINDS, *dict.fromkeys(added))
         for method in methods:
             own = [slot.kind for slot in method.needs.slots] + list(method.needs.kinds)
@@ -81,17 +83,20 @@ class Methods(nn.ModuleDict):
                 x = method.edit(tap, x, batch)
         return x
 
-    def losses(self, trace: Trace, batch: Batch) -> dict[str, Tensor]:
-        """Every method's losses, checked against what they declared."""
+    def losses(self, trace: Trace, batch: Batch, wanted: Set[str]) -> dict[str, Tensor]:
+        """The `wanted` losses by name. A method none of whose losses is wanted is not asked."""
         values: dict[str, Tensor] = {}
         for method in self.all:
-            given = method.losses(trace, batch)
             declared = {spec.name for spec in method.needs.losses}
-            assert set(given) == declared, f"{method.name} declares {declared} and gives {set(given)}"
-            values.update(given)
+            if declared & wanted:
+                given = method.losses(trace, batch)
+                assert set(given) == declared, f"{method.name} declares {declared} and gives {set(given)}"
+                values.update({name: value for name, value in given.items() if name in wanted})
         return values
 
-    def insert_turns(self, sample: Sample, rng: np.random.Generator) -> tuple[tuple[Turn, ...], frozenset[int]]:
+    def insert_turns(
+        self, sample: Sample, rng: np.random.Generator
+    ) -> tuple[tuple[Turn, ...], frozenset[int]]:
         """The turns of a row with those that methods insert, and the numbers of the exchanges that are not its own."""
         inserted = [turn for method in self.all for turn in method.turns(sample, rng)]
         if not inserted:
@@ -123,9 +128,13 @@ def load_method_class(name: str) -> type[AlignmentMethod]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise SightlineError(f"method '{name}' cannot be imported: {error}. Check the path 'module:Class'.") from None
+        raise SightlineError(
+            f"method '{name}' cannot be imported: {error}. Check the path 'module:Class'."
+        ) from None
     if not (isinstance(found, type) and issubclass(found, AlignmentMethod)):
-        raise SightlineError(f"method '{name}' is not an AlignmentMethod. Subclass sightline.AlignmentMethod.")
+        raise SightlineError(
+            f"method '{name}' is not an AlignmentMethod. Subclass sightline.AlignmentMethod."
+        )
     return found
 
 
@@ -146,6 +155,8 @@ def build_methods(configs: Sequence[Mapping[str, Any]], sizes: Sizes) -> Methods
             config = cls.Config(**options)
         except ValidationError as error:
             details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise SightlineError(f"method '{name}': {details}. Options: {', '.join(cls.Config.model_fields)}.") from None
+            raise SightlineError(
+                f"method '{name}': {details}. Options: {', '.join(cls.Config.model_fields)}."
+            ) from None
         methods.append(cls(config, sizes))
     return Methods(methods)

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     BaseImageProcessor,
@@ -27,7 +26,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from ..data.processor import Processor, output_size
 from ..data.templates import IMAGE, Template
 from ..errors import SightlineError
-from ..methods.compose import build_methods
+from ..methods.compose import Methods, build_methods
 from .configuration import SightlineConfig, stock_strategy
 from .connectors import CONNECTORS, ConnectorName
 from .modeling import SightlineForConditionalGeneration
@@ -45,7 +44,14 @@ class Assembly:
     tokenizer: PreTrainedTokenizerBase
     image_processor: BaseImageProcessor
 
-    def processor(self, template: Template, *, max_length: int = 2048, blank_images: bool = False) -> Processor:
+    def to(self, device: torch.device | str) -> "Assembly":
+        """The same, with the model on `device`."""
+        self.model.to(device)
+        return self
+
+    def processor(
+        self, template: Template, *, max_length: int = 2048, blank_images: bool = False
+    ) -> Processor:
         """The processor that lays out rows for this model."""
         inner = self.model.model
         return Processor(
@@ -86,14 +92,15 @@ def assemble(
     """
     tower, image_processor = load_tower(vision, image_fit)
     lm, tokenizer = load_language_model(language)
-    slots = [slot.token for slot in _needed_slots(methods)]
-    add_tokens(lm, tokenizer, [IMAGE, *slots])
+    add_tokens(lm, tokenizer, [IMAGE])
 
     spec = tower_spec(tower.config)
     layers = [vision_layer] if isinstance(vision_layer, int) else vision_layer
     count = tower.config.num_hidden_layers + 1
     if not layers or any(not -count <= layer < count for layer in layers):
-        raise SightlineError(f"vision_layer {vision_layer} is not among the tower's {count} states (0 to {count - 1}, or -1 back).")
+        raise SightlineError(
+            f"vision_layer {vision_layer} is not among the tower's {count} states (0 to {count - 1}, or -1 back)."
+        )
     config = SightlineConfig(
         vision_config=tower.config,
         text_config=lm.config,
@@ -104,8 +111,6 @@ def assemble(
         tie_word_embeddings=lm.config.tie_word_embeddings,
         connector=connector,
         vision_select=vision_select,
-        methods=[dict(record) for record in methods],
-        slot_token_ids={token: tokenizer.convert_tokens_to_ids(token) for token in slots},
     )
     with torch.device("meta"):
         model = SightlineForConditionalGeneration(config)
@@ -114,12 +119,36 @@ def assemble(
     inner.language_model = lm.base_model
     model.lm_head = lm.get_output_embeddings()
     inner.multi_modal_projector = CONNECTORS[connector](config)
-    inner.methods = build_methods(methods, inner.sizes)
+    inner.methods = Methods()
     model.generation_config = lm.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     _check_expressible(lm, model, language)
-    return Assembly(model, tokenizer, image_processor)
+    assembly = Assembly(model, tokenizer, image_processor)
+    attach_methods(assembly, methods)
+    return assembly
+
+
+def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> None:
+    """Give a model that has no methods those of a recipe, and the tokenizer the tokens of their slots.
+
+    Raises:
+        SightlineError: if the model has other methods already.
+    """
+    model, wanted = assembly.model, [dict(record) for record in records]
+    have = model.config.methods or []
+    if have == wanted:
+        return
+    if have:
+        raise SightlineError(
+            f"the model was made with methods {have} and the recipe lists {wanted}. Make them agree."
+        )
+    methods = build_methods(wanted, model.model.sizes)
+    tokens = [slot.token for slot in methods.slots]
+    add_tokens(model, assembly.tokenizer, tokens)
+    model.config.methods = wanted
+    model.config.slot_token_ids = {token: assembly.tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    model.model.methods = methods
 
 
 def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -129,7 +158,10 @@ def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[PreTrainedModel,
     config = config.vision_config if hasattr(config, "vision_config") else config
     spec = tower_spec(config)
     tower, info = _found(
-        lambda: MODEL_MAPPING[type(config)].from_pretrained(path, dtype=torch.float32, output_loading_info=True), name
+        lambda: MODEL_MAPPING[type(config)].from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        ),
+        name,
     )
     if info["missing_keys"] or info["mismatched_keys"]:
         raise SightlineError(f"'{name}' lacks weights of its vision tower: {_first(info['missing_keys'])}.")
@@ -157,7 +189,8 @@ def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """A causal language model in fp32 and its tokenizer."""
     path = resolve(name)
     lm, info = _found(
-        lambda: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True), name
+        lambda: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True),
+        name,
     )
     if info["missing_keys"] or info["mismatched_keys"]:
         raise SightlineError(f"'{name}' lacks weights of its language model: {_first(info['missing_keys'])}.")
@@ -192,27 +225,27 @@ def resolve(name: str) -> str:
         return str(backbone_path(name.removeprefix("world:")))
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(name).expanduser().is_dir():
-        raise SightlineError(f"no folder '{name}'. Give a local folder, a hub id, or world:clip and world:lm.")
+        raise SightlineError(
+            f"no folder '{name}'. Give a local folder, a hub id, or world:clip and world:lm."
+        )
     return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-
-
-def _needed_slots(methods: Sequence[Mapping[str, Any]]):
-    from ..methods.base import Sizes
-
-    with torch.device("meta"):
-        return build_methods(methods, Sizes(d_vision=8, d_llm=8, patches=4, tokens=4)).slots
 
 
 def _check_expressible(lm: PreTrainedModel, model: SightlineForConditionalGeneration, name: str) -> None:
     """Refuse a language model that does more than `lm_head(hidden)`: the trunk would train it on other logits."""
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise SightlineError(f"'{name}' has an output layer with a bias, which a LLaVA checkpoint cannot hold. Use another model.")
+        raise SightlineError(
+            f"'{name}' has an output layer with a bias, which a LLaVA checkpoint cannot hold. Use another model."
+        )
     ids = torch.arange(8).remainder(head.weight.shape[0]).unsqueeze(0)
     was_training = lm.training
     lm.eval()
     with torch.no_grad():
-        theirs, ours = lm(input_ids=ids).logits, head(model.model.language_model(input_ids=ids).last_hidden_state)
+        theirs, ours = (
+            lm(input_ids=ids).logits,
+            head(model.model.language_model(input_ids=ids).last_hidden_state),
+        )
     lm.train(was_training)
     if not torch.allclose(theirs, ours, atol=1e-4, rtol=1e-4):
         raise SightlineError(
@@ -230,7 +263,9 @@ def _found(load, name: str):
         raise
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SightlineError(f"cannot load '{name}': {reason} Give a local folder or a hub id that can be reached.") from None
+        raise SightlineError(
+            f"cannot load '{name}': {reason} Give a local folder or a hub id that can be reached."
+        ) from None
 
 
 def _first(names: Sequence[str] | set[str], most: int = 3) -> str:

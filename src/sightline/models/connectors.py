@@ -46,7 +46,9 @@ class LinearConnector(Connector):
         super().__init__()
         self.linear = nn.Linear(connector_width(config), config.text_config.hidden_size)
 
-    def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views patches d_llm"]:
+    def forward(
+        self, patches: Float[Tensor, "views patches d_vision"]
+    ) -> Float[Tensor, "views patches d_llm"]:
         return self.linear(patches)
 
     def num_tokens(self, patches: int) -> int:
@@ -72,7 +74,9 @@ class MLPConnector(Connector, LlavaMultiModalProjector):
     def __init__(self, config: LlavaConfig) -> None:
         LlavaMultiModalProjector.__init__(self, config)
 
-    def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views patches d_llm"]:
+    def forward(
+        self, patches: Float[Tensor, "views patches d_vision"]
+    ) -> Float[Tensor, "views patches d_llm"]:
         return LlavaMultiModalProjector.forward(self, patches)
 
     def num_tokens(self, patches: int) -> int:

@@ -11,7 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, LlavaForConditionalGeneration
-from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModel, LlavaPreTrainedModel
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaModel,
+    LlavaPreTrainedModel,
+)
 
 from ..errors import SightlineError
 from ..methods.base import Sizes
@@ -45,7 +49,9 @@ class SightlineModel(LlavaModel):
             tokens=self.multi_modal_projector.num_tokens(patches),
         )
 
-    def trace(self, batch: Batch, *, past_key_values: Cache | None = None, **decoder) -> tuple[Trace, Cache | None]:
+    def trace(
+        self, batch: Batch, *, past_key_values: Cache | None = None, **decoder
+    ) -> tuple[Trace, Cache | None]:
         """The forward pass from pixels to hidden states, with everything it saw on its way."""
         edit = self.methods.edit
         patches = edit("patches", self.encode(batch.pixel_values), batch)
@@ -75,7 +81,9 @@ class SightlineModel(LlavaModel):
         """Visual tokens in the language model's space, packed."""
         return self.multi_modal_projector(patches).flatten(0, 1)
 
-    def splice(self, batch: Batch, visual: Float[Tensor, "sum_tokens d_llm"]) -> Float[Tensor, "batch seq d_llm"]:
+    def splice(
+        self, batch: Batch, visual: Float[Tensor, "sum_tokens d_llm"]
+    ) -> Float[Tensor, "batch seq d_llm"]:
         """Token embeddings with the visual tokens in their placeholders: one masked write.
 
         Raises:
@@ -132,22 +140,34 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         visual = None
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         if cached and pixel_values is not None:
-            raise SightlineError("images came after the prefill; the cache was built without them. Start a new cache.")
+            raise SightlineError(
+                "images came after the prefill; the cache was built without them. Start a new cache."
+            )
         if input_ids is not None and not cached:
             batch = self.prefill_batch(
-                input_ids, attention_mask, pixel_values, view_counts, kinds=kinds, turn_ids=turn_ids, prompt_mask=prompt_mask
+                input_ids,
+                attention_mask,
+                pixel_values,
+                view_counts,
+                kinds=kinds,
+                turn_ids=turn_ids,
+                prompt_mask=prompt_mask,
             )
             trace, cache = self.model.trace(batch, past_key_values=past_key_values, **decoder)
             hidden, visual = trace.hidden, trace.visual
         else:
             embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
-            hidden, cache = self.model.decode(embeds, attention_mask, past_key_values=past_key_values, **decoder)
+            hidden, cache = self.model.decode(
+                embeds, attention_mask, past_key_values=past_key_values, **decoder
+            )
 
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, keep])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size
+            )
         return LlavaCausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=cache, image_hidden_states=visual
         )
@@ -170,7 +190,11 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
             view_counts = torch.ones(len(pixel_values), dtype=torch.long, device=input_ids.device)
         views = torch.ones_like(view_counts) if self.model.methods.merges_views else view_counts
         visual_counts = views * self.model.sizes.tokens
-        derived = torch.full_like(input_ids, PROMPT).masked_fill(places, VISUAL).masked_fill(attention_mask == 0, PAD)
+        derived = (
+            torch.full_like(input_ids, PROMPT)
+            .masked_fill(places, VISUAL)
+            .masked_fill(attention_mask == 0, PAD)
+        )
         for slot in self.model.methods.slots:
             token_id = (self.config.slot_token_ids or {})[slot.token]
             derived[input_ids == token_id] = self.model.methods.kinds.index(slot.kind)
@@ -192,7 +216,9 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         )
 
 
-def images_per_row(places: Int[Tensor, " batch"], visual_counts: Int[Tensor, " num_images"]) -> Int[Tensor, " batch"]:
+def images_per_row(
+    places: Int[Tensor, " batch"], visual_counts: Int[Tensor, " num_images"]
+) -> Int[Tensor, " batch"]:
     """How many images each row has, from its placeholders and the lengths of the images in order."""
     ends = visual_counts.cumsum(0)
     upto = torch.searchsorted(ends, places.cumsum(0), right=True)

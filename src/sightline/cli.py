@@ -1,0 +1,214 @@
+"""The command line: thin, every command calls one public function, and nothing heavy is imported for `--help`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .errors import SightlineError
+from .world.cli import app as world
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Build, train, measure and ship vision-language models whose images and words are aligned.\n\n"
+    "Start with `sightline demo`, which does the whole job on a small world in a few minutes. With your own data: "
+    "write a recipe (`sightline recipes` lists the shipped ones), then `train`, `eval`, `ask`, `report`.",
+)
+app.add_typer(world, name="world")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sightline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).", metavar="RECIPE")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, as key=value.", metavar="[KEY=VALUE]...")
+    ] = None,
+) -> None:
+    """Run every stage of a recipe and save the model.
+
+    Any key of the recipe can be changed on the way, with dots for what is inside:
+
+        sightline train recipe.yaml seed=1 out=runs/seed1 stages.0.lr=2e-3
+
+    The run folder (`runs/<name>`, or the recipe's `out`) receives `recipe.yaml` with every default spelled out,
+    `run.json` with versions and seed, `metrics.jsonl` with a line for each step, and `model/`: with connectors `mlp` and
+    `linear` and no method that changes the forward pass, a stock `llava` checkpoint that transformers loads without
+    Sightline.
+    """
+    from .config import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    from .train import train as run
+
+    folder = run(resolved)
+    typer.echo(f"{folder / 'model'}")
+    typer.echo(f'next: sightline ask {folder / "model"} IMAGE "your question"', err=True)
+
+
+@app.command()
+def ask(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")
+    ],
+    arguments: Annotated[
+        list[str], typer.Argument(help="Images, if any, then the question.", metavar="[IMAGE]... QUESTION")
+    ],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Ask a model about images; the answer streams.
+
+    sightline ask runs/demo/model photo.jpg "What colour is the ball?"
+    """
+    from .data.images import load_image
+
+    *paths, question = arguments
+    if not paths and Path(question).is_file():
+        raise SightlineError(
+            f"'{question}' is a file, and there is no question. Add one: sightline ask MODEL IMAGE QUESTION"
+        )
+    images = [load_image(Path(path)) for path in paths]
+    from .generation import Assistant
+    from .train.run import pick_device
+
+    Assistant(model, device=pick_device(device)).stream(images, question, max_new_tokens=max_new_tokens)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")
+    ],
+    data: Annotated[Path, typer.Option(help="A question file (JSON or JSONL).")],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of its images; by default `images` beside the file, or its own folder."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where scores and predictions go; by default `eval/<file>` in the run folder."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
+    blank_images: Annotated[
+        bool, typer.Option("--blank-images", help="Show grey images instead (a blind score).")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Score a model on a question file: exact match, and for yes/no questions precision, recall, F1 and yes-ratio.
+
+    Each line of the file holds `question`, `answer` (or `answers`), and if it has them `image`, `id`, `ability`; LLaVA
+    rows with one question and its answer work too. Every score has a 95% interval. `scores.json` records the settings,
+    `predictions.jsonl` every answer.
+    """
+    from .evaluation import read_questions
+
+    questions = read_questions(data, images or default_images(data))
+    from .evaluation import evaluate as run
+    from .evaluation import scores_table
+    from .generation import Assistant
+    from .train.run import pick_device
+
+    place = pick_device(device)
+    target = out or default_eval_folder(model, data, blank=blank_images)
+    settings = {"model": model, "data": str(data), "device": str(place)}
+    scores = run(
+        Assistant(model, device=place),
+        questions,
+        out=target,
+        settings=settings,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        blank_images=blank_images,
+        progress=True,
+    )
+    from rich.console import Console
+
+    Console().print(scores_table(scores))
+    typer.echo(f"{target / 'scores.json'}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    twin: Annotated[
+        Path | None, typer.Option(help="The run folder of its blind twin, to compare with.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; `report.html` in the run folder by default.")
+    ] = None,
+) -> None:
+    """Write a run as one self-contained HTML page: curves, scores with intervals, answers right and wrong."""
+    from .report import write_page
+
+    typer.echo(str(write_page(run, out=out, twin=twin)))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")] = Path("runs/demo"),
+    short: Annotated[
+        bool, typer.Option("--short", help="A few steps only, to see that everything works.")
+    ] = False,
+) -> None:
+    """Do the whole job on the small world: make it, train two stages and a blind twin, evaluate, ask, write a page."""
+    from .demo import run_demo
+
+    typer.echo(str(run_demo(out, short=short)))
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes, with a line on each and the path to copy or train."""
+    for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        typer.echo(f"{path}\n    {first.lstrip('# ')}")
+
+
+def default_images(data: Path) -> Path:
+    """Where a question file's images are when nothing is said: `images` beside it, else its own folder."""
+    return data.parent / "images" if (data.parent / "images").is_dir() else data.parent
+
+
+def default_eval_folder(model: str, data: Path, *, blank: bool) -> Path:
+    """`eval/<file>` in the run folder of a local model, else `runs/eval/<model>/<file>`."""
+    name = data.name.removesuffix(data.suffix) + ("-blank" if blank else "")
+    folder = Path(model)
+    if folder.is_dir():
+        return (folder.parent if folder.name == "model" else folder) / "eval" / name
+    return Path("runs") / "eval" / model.replace("/", "--") / name
+
+
+def main() -> None:
+    """The entry point: errors of the user in one place, without a traceback."""
+    try:
+        app()
+    except SightlineError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was written so far is kept", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)

@@ -1,0 +1,256 @@
+"""The recipe: one file that lists stages. Typed, frozen, checked as a whole before anything is loaded.
+
+The diff between two recipes is the experiment, so a run folder holds its resolved recipe, every default spelled out.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import SightlineError, did_you_mean
+
+PartName = str
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+class Record(BaseModel):
+    """Base of all configuration: frozen, no unknown keys, documented by the docstrings under its fields."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Data(Record):
+    """Rows to train or validate on."""
+
+    path: str
+    """A LLaVA JSON file, relative to where you are."""
+    images: str | None = None
+    """The folder that the rows' image names are relative to; the file's own folder by default."""
+    template: str = "vicuna_v1"
+    """How turns become text: `plain` (captions) or `vicuna_v1`."""
+    limit: Positive | None = None
+    """Use only the first rows."""
+
+
+class Model(Record):
+    """The parts that the model is assembled from."""
+
+    vision: str
+    """A CLIP, SigLIP or DINOv2: hub id, local folder, or `world:clip`."""
+    language: str
+    """A causal language model: hub id, local folder, or `world:lm`."""
+    connector: Literal["linear", "mlp"] = "mlp"
+    """`mlp` is LLaVA-1.5's mlp2x_gelu."""
+    vision_layer: int | list[int] = -2
+    """Which of the tower's hidden states to take; a list concatenates them."""
+    vision_select: Literal["patch", "full"] = "patch"
+    """`patch` takes the grid, `full` also the tokens before it (the class token)."""
+    image_fit: Literal["pad", "crop"] = "pad"
+    """How an image that is not square meets the tower: padded to a square, or as the tower's own processor does."""
+
+
+class Stage(Record):
+    """One stage of training. Nothing branches on its name."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: Data
+    validation: Data | None = None
+    """Rows whose loss is measured while training."""
+    trainable: list[PartName] = Field(min_length=1)
+    """Parts that train: `vision`, `connector`, `language`, or a method's name."""
+    init_from: str | None = None
+    """A saved model to start from; by default the previous stage's, or the fresh assembly."""
+    save: bool = False
+    """Keep the model as it is after this stage, in `stages/<name>/model` of the run folder."""
+    lr: Rate = 1e-3
+    """Peak learning rate of AdamW."""
+    lr_by_part: dict[PartName, Rate] = {}
+    """Learning rates of parts that differ from `lr`."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Rate = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Positive | None = None
+    """Optimizer steps; overrides `epochs`."""
+    batch_size: Positive = 16
+    """Rows of one forward pass."""
+    accumulate: Positive = 1
+    """Forward passes of one optimizer step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in bfloat16 and keeps weights in fp32."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null to leave it alone."""
+    weights: dict[str, float] = {}
+    """Weights of losses by name. A kind of token named here gets a mean of its own; the others share one."""
+    validate_every: Positive | None = None
+    """Steps between validations; by default ten in a stage."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare batches."""
+
+    @model_validator(mode="after")
+    def _rates_name_trained_parts(self) -> "Stage":
+        idle = [part for part in self.lr_by_part if part not in self.trainable]
+        if idle:
+            raise ValueError(f"lr_by_part names '{idle[0]}', which is not in trainable {self.trainable}")
+        return self
+
+
+class Recipe(Record):
+    """A whole run: parts, methods, stages."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    out: str | None = None
+    """The run folder; `runs/<name>` by default."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    model: Model | None = None
+    """What to assemble; not needed where the first stage starts from a saved model."""
+    methods: list[dict[str, Any]] = []
+    """Methods of alignment, each `{name: ..., options}`."""
+    max_length: Positive = 2048
+    """Tokens that a row may have, its visual ones included."""
+    blank_images: bool = False
+    """Train the blind twin: every image is a grey one of the same size."""
+    stages: list[Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _stages_have_their_own_names(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages share a name: {names}")
+        if self.model is None and self.stages[0].init_from is None:
+            raise ValueError(
+                "model: missing (or let the first stage start from a saved model with init_from)"
+            )
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.out) if self.out else Path("runs") / self.name
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe from YAML, apply dotted overrides such as `stages.0.lr=2e-3`, and check it.
+
+    Raises:
+        SightlineError: with every error at once, each with its place, and the nearest known key for unknown ones.
+    """
+    file = Path(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SightlineError(
+            f"recipe not found: {file}. Shipped ones are listed by `sightline recipes`."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SightlineError(f"cannot read {file}: {error}.") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SightlineError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise SightlineError(
+            f"{file} should hold a recipe: name, model and stages. It holds {type(values).__name__}."
+        )
+    problems = [problem for text in overrides if (problem := apply_override(values, text))]
+    return check(values, problems, str(file))
+
+
+def check(values: dict[str, Any], problems: list[str] | None = None, where: str = "recipe") -> Recipe:
+    """`values` as a `Recipe`.
+
+    Raises:
+        SightlineError: listing `problems` and everything else that is wrong.
+    """
+    problems = list(problems or [])
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += [_describe(e) for e in error.errors()]
+    if problems or recipe is None:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise SightlineError(f"{count} in {where}:\n{lines}")
+    return recipe
+
+
+def apply_override(values: Any, text: str) -> str | None:
+    """Put `a.0.b=value` into nested values, the value read as YAML. Returns what is wrong with it, if anything.
+
+    Numbers such as `2e-3`, which YAML takes for text, are taken for numbers.
+    """
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        return f"{text}: an override is written key=value, for example stages.0.lr=2e-3"
+    try:
+        value = yaml.safe_load(raw)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return f"{key}: the value '{raw}' is not YAML"
+    *path, last = key.split(".")
+    place = values
+    for depth, step in enumerate(path):
+        so_far = ".".join(path[: depth + 1])
+        if isinstance(place, list):
+            if not (step.isdecimal() and int(step) < len(place)):
+                return f"{so_far}: there are {len(place)} here, numbered from 0"
+            place = place[int(step)]
+        elif isinstance(place, dict):
+            if place.get(step) is None:
+                place[step] = {}
+            place = place[step]
+        else:
+            return f"{so_far}: has no parts of its own"
+    if isinstance(place, list):
+        if not (last.isdecimal() and int(last) < len(place)):
+            return f"{key}: there are {len(place)} here, numbered from 0"
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        return f"{key}: '{'.'.join(path)}' has no parts of its own"
+    return None
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; reading it back gives the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _describe(error: Any) -> str:
+    """One line for one of pydantic's errors, in the words of a recipe."""
+    place = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"{place}: unknown key{did_you_mean(str(error['loc'][-1]), _fields_at(error['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{place}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = (
+        ""
+        if isinstance(error["input"], dict | list) or kind == "value_error"
+        else f" (got {error['input']!r})"
+    )
+    return f"{place}: {message[0].lower() + message[1:]}{given}" if place else message
+
+
+def _is_branch(part: Any) -> bool:
+    """Whether part of a location is pydantic's name for a branch of a union, not a key of the recipe."""
+    return isinstance(part, str) and (part in ("int", "float", "str") or part.startswith("list["))
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    """The keys known at a place in a recipe."""
+    record: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        record = {"model": Model, "stages": Stage, "data": Data, "validation": Data}.get(part, record)
+    return list(record.model_fields)

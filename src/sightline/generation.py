@@ -1,0 +1,139 @@
+"""Ask a model about images. A stock `llava` checkpoint is asked through transformers alone, as any server would."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
+
+from .checkpoints.model import check_loading, load_model, read_config
+from .data.collate import collate
+from .data.templates import IMAGE, get_template
+from .errors import SightlineError
+from .models.quiet import quiet
+from .types import Turn
+
+
+class Assistant:
+    """A model ready to answer, greedily: the same question gives the same answer, alone or in a batch."""
+
+    def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
+        """
+        Args:
+            path: a model folder or a hub id.
+
+        Raises:
+            SightlineError: if there is no such model, its weights do not fit, or it has no chat template.
+        """
+        config = read_config(path)
+        self.path = str(path)
+        self.device = torch.device(device)
+        self.prompts: StockPrompts | OwnPrompts
+        if config["model_type"] == "sightline":
+            assembly = load_model(path)
+            self.model = assembly.model
+            template = get_template(config["sightline"]["template"])
+            self.prompts = OwnPrompts(assembly.processor(template, max_length=10**9))
+        else:
+            with quiet():
+                self.model, info = AutoModelForImageTextToText.from_pretrained(
+                    path, dtype=torch.float32, output_loading_info=True
+                )
+                check_loading(path, info)
+                processor = AutoProcessor.from_pretrained(path, backend="pil")
+            if processor.chat_template is None:
+                raise SightlineError(
+                    f"'{path}' has no chat template, so there is no way to ask it. Save it with one."
+                )
+            self.prompts = StockPrompts(processor)
+        self.model.to(self.device).eval()
+        self.tokenizer = self.prompts.tokenizer
+
+    def answers(
+        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], *, max_new_tokens: int = 64
+    ) -> list[str]:
+        """An answer for each question about its images; one left-padded batch."""
+        return [text.strip() for text in self._generate(images, questions, max_new_tokens=max_new_tokens)]
+
+    def stream(self, images: Sequence[Image.Image], question: str, *, max_new_tokens: int = 256) -> str:
+        """One answer, written to standard output as it comes."""
+        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        return self._generate([images], [question], max_new_tokens=max_new_tokens, streamer=streamer)[
+            0
+        ].strip()
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int,
+        **options: Any,
+    ) -> list[str]:
+        inputs = {
+            name: value.to(self.device) for name, value in self.prompts.batch(images, questions).items()
+        }
+        with quiet():
+            out = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **options)
+        new = out[:, inputs["input_ids"].shape[1] :]
+        return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+
+class StockPrompts:
+    """Prompts through the checkpoint's own processor and chat template."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.tokenizer.padding_side = "left"
+
+    def batch(
+        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Inputs of `generate`, left-padded."""
+        conversations = [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        *({"type": "image", "image": image} for image in mine),
+                        {"type": "text", "text": question},
+                    ],
+                }
+            ]
+            for mine, question in zip(images, questions, strict=True)
+        ]
+        return dict(
+            self.processor.apply_chat_template(
+                conversations,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True},
+            )
+        )
+
+
+class OwnPrompts:
+    """Prompts through Sightline's processor, for models that stock LLaVA cannot express."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+
+    def batch(
+        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Inputs of `generate`, left-padded."""
+        examples = [
+            self.processor.prompt(mine, [Turn("user", f"{IMAGE}\n" * len(mine) + question)])
+            for mine, question in zip(images, questions, strict=True)
+        ]
+        batch = collate(examples, pad_id=self.tokenizer.pad_token_id, side="left")
+        given = ("input_ids", "attention_mask", "kinds", "turn_ids", "prompt_mask", "view_counts")
+        inputs = {name: getattr(batch, name) for name in given}
+        return inputs | ({"pixel_values": batch.pixel_values} if batch.num_images else {})

@@ -1,0 +1,94 @@
+"""What a step minimises: the language loss by kinds of tokens, and the losses of the methods, with their weights.
+
+Losses are sums with counts. The counts of a whole optimizer step are known before its first forward pass, so each
+micro-batch adds its share of the true mean: accumulating 4 x 8 rows gives the gradient of 1 x 32. Losses that couple
+rows are means over their scope, averaged over the micro-batches of the step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SightlineError, did_you_mean
+from ..models.modeling import SightlineForConditionalGeneration
+from ..objectives.language import language_sums, supervised_counts
+from ..types import Batch
+
+LANGUAGE = "language"
+"""The name, in a recipe's weights, of the mean over all kinds of tokens that have no weight of their own."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One mean in the total: which sums it pools, and its weight."""
+
+    name: str
+    pools: tuple[str, ...]
+    weight: float
+
+
+class Objective(nn.Module):
+    """The model with its losses: the one module that a step calls, so that an engine can wrap it."""
+
+    def __init__(self, model: SightlineForConditionalGeneration, weights: Mapping[str, float]) -> None:
+        """
+        Args:
+            weights: by name of a loss: `language`, a kind of token, or a method's loss. Unnamed ones weigh 1.
+
+        Raises:
+            SightlineError: for a name that no loss has.
+        """
+        super().__init__()
+        self.model = model
+        methods = model.model.methods
+        kinds = ["answer", *(kind for method in methods.all for kind in method.needs.kinds)]
+        self.kinds = {kind: methods.kinds.index(kind) for kind in kinds}
+        specs = {spec.name: spec for spec in methods.loss_specs}
+        known = [LANGUAGE, *kinds, *specs]
+        for name in weights:
+            if name not in known:
+                raise SightlineError(
+                    f"weights name a loss '{name}' that nothing gives{did_you_mean(name, known)} Known: {', '.join(known)}."
+                )
+        pooled = tuple(kind for kind in kinds if kind not in weights)
+        terms = [Term(LANGUAGE, pooled, weights.get(LANGUAGE, 1.0))] if pooled else []
+        terms += [Term(kind, (kind,), weights[kind]) for kind in kinds if kind in weights]
+        terms += [Term(name, (name,), weights.get(name, 1.0)) for name in specs]
+        self.terms = tuple(term for term in terms if term.weight != 0)
+        self.additive = {name: spec for name, spec in specs.items() if spec.scope == "additive"}
+        self.method_losses = frozenset(term.name for term in self.terms) & frozenset(specs)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Over how many tokens or parts each additive loss of this batch is a sum; 1 for each coupled loss."""
+        by_kind = supervised_counts(batch.labels, batch.kinds, list(self.kinds.values()))
+        counts = {name: by_kind[kind] for name, kind in self.kinds.items()}
+        for name in self.method_losses:
+            spec = self.additive.get(name)
+            counts[name] = torch.ones(()) if spec is None or spec.count is None else spec.count(batch)
+        return counts
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums (means for coupled losses) of this batch, by name."""
+        trace, _ = self.model.model.trace(batch, use_cache=False)
+        by_kind = language_sums(
+            trace.hidden, self.model.lm_head, batch.labels, batch.kinds, list(self.kinds.values())
+        )
+        sums = {name: by_kind[kind] for name, kind in self.kinds.items()}
+        return sums | self.model.model.methods.losses(trace, batch, self.method_losses)
+
+    def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
+        """The loss to go backward from: each term's sum over its count in the whole optimizer step, weighted."""
+        terms = [
+            term.weight
+            * sum(sums[name] for name in term.pools)
+            / sum(counts[name] for name in term.pools).clamp(min=1)
+            for term in self.terms
+        ]
+        return torch.stack([torch.as_tensor(term) for term in terms]).sum()
+
+
+def add_up(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Sums or counts of several micro-batches, added by name."""
+    return {name: torch.stack([part[name].detach() for part in parts]).sum(0) for name in parts[0]}

@@ -1,0 +1,136 @@
+"""What a run says while it trains: to the terminal, and to `metrics.jsonl`, one line for each step and validation."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..config import Stage
+from .setup import PartRow
+
+if TYPE_CHECKING:
+    from .loop import StepResult
+
+PLAIN_EVERY = 10.0
+"""Seconds between lines where there is no terminal to draw a bar on."""
+SMOOTHING = 0.9
+
+
+class Reporter:
+    """Progress on the terminal and metrics on disk. A context manager: leaving it closes both."""
+
+    def __init__(self, metrics: Path, *, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console if console is not None else Console(stderr=True, quiet=quiet)
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        self._file = metrics.open("a", encoding="utf-8")
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._stage = ""
+        self._total = 0
+        self._last_line = 0.0
+        self._began = time.monotonic()
+        self._rate = 0.0
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_bar()
+        self._file.close()
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        self.console.print(text, highlight=False)
+
+    def start_stage(self, stage: Stage, table: list[PartRow], *, total: int, num_rows: int) -> None:
+        """Print the table of parts and start the stage's bar."""
+        self._end_bar()
+        self._stage, self._total, self._last_line, self._began, self._rate = (
+            stage.name,
+            total,
+            0.0,
+            time.monotonic(),
+            0.0,
+        )
+        rows = f"{num_rows:,} rows, {total:,} steps of {stage.batch_size} x {stage.accumulate}"
+        self.console.print(parts_table(table, title=f"stage {stage.name}: {rows}"))
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(stage.name, total=total, note="")
+
+    def step(
+        self, step: int, *, epoch: float, result: "StepResult", rates: dict[str, float], seconds: float
+    ) -> None:
+        """One optimizer step."""
+        rate = result.samples / max(seconds, 1e-9)
+        self._rate = rate if step == 1 else SMOOTHING * self._rate + (1 - SMOOTHING) * rate
+        self._write(
+            {
+                "stage": self._stage,
+                "step": step,
+                "epoch": round(epoch, 6),
+                **result.losses,
+                "grad_norm": result.grad_norm,
+                **rates,
+                "samples": result.samples,
+                "tokens": result.tokens,
+                "samples_per_s": round(rate, 3),
+                "tokens_per_s": round(result.tokens / max(seconds, 1e-9), 3),
+                "time": round(time.time(), 3),
+            }
+        )
+        parts = {name.removeprefix("loss/"): value for name, value in result.losses.items() if name != "loss"}
+        note = f"loss {result.losses['loss']:.3f}"
+        note += "".join(f"  {name} {value:.3f}" for name, value in parts.items()) if len(parts) > 1 else ""
+        note += f"  {self._rate:.0f} samples/s  {self._rate * result.tokens / result.samples:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, note=note)
+        elif time.monotonic() - self._last_line > PLAIN_EVERY or step == self._total:
+            self._last_line = time.monotonic()
+            left = (time.monotonic() - self._began) / step * (self._total - step)
+            self.say(f"{self._stage} {step}/{self._total}  {note}  {left:.0f} s left")
+
+    def validation(self, step: int, losses: dict[str, float]) -> None:
+        """A validation's losses."""
+        self._write(
+            {
+                "stage": self._stage,
+                "step": step,
+                "split": "validation",
+                **losses,
+                "time": round(time.time(), 3),
+            }
+        )
+        self.say(f"{self._stage} {step}/{self._total}  validation loss {losses['loss']:.4f}")
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def parts_table(rows: list[PartRow], *, title: str) -> Table:
+    """The parts of the model: parameters, whether they train, learning rate and weight decay."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("part", "parameters", "trains", "lr", "weight decay"):
+        table.add_column(heading, justify="left" if heading in ("part", "trains") else "right")
+    for row in rows:
+        shown = (f"{row.lr:g}", f"{row.weight_decay:g}") if row.trainable else ("", "")
+        table.add_row(row.part, f"{row.parameters:,}", "yes" if row.trainable else "frozen", *shown)
+    return table
