@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,7 @@ def questions(tmp_path: Path) -> list[Question]:
         path = folder / f"{number}.png"
         Image.new("RGB", (4, 4), COLOURS[name]).save(path)
         rows.append(Question(f"c{number}", (path,), "What colour is it?", (name,), "colour"))
-        rows.append(
-            Question(f"e{number}", (path,), "Is it red?", ("yes" if name == "red" else "no",), "existence")
-        )
+        rows.append(Question(f"e{number}", (path,), "Is it red?", ("yes" if name == "red" else "no",), "existence"))
     return [*rows, Question("t", (), "Is ice cold?", ("yes",), "knowledge")]
 
 
@@ -134,7 +133,7 @@ def test_broken_files_are_named(content, tmp_path):
 
 
 def test_progress_appears_after_a_while(questions, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sightline.evaluation.evaluate.PATIENCE", -1.0)
+    monkeypatch.setattr(sys.modules["sightline.evaluation.evaluate"], "PATIENCE", -1.0)
     evaluate(Looker(), questions, out=tmp_path, batch_size=2)
     captured = capsys.readouterr()
     assert "asking" in captured.err and captured.out == ""

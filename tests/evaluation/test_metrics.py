@@ -179,9 +179,7 @@ def test_paired_difference_of_one_image_says_nothing():
 
 def test_paired_difference_with_two_images_can_only_be_their_mixtures():
     # Image x: all for a; image y: all for b. A draw of two images has a mean of 1 (1/4), 0 (1/2) or -1 (1/4).
-    difference = paired_difference(
-        [True, True, False, False], [False, False, True, True], ["x", "x", "y", "y"]
-    )
+    difference = paired_difference([True, True, False, False], [False, False, True, True], ["x", "x", "y", "y"])
     assert (difference.value, difference.low, difference.high) == (0, -1, 1)
 
 

@@ -65,9 +65,7 @@ def evaluate(
             "there are no questions to ask, so there is nothing to score. Give a question file with rows."
         )
     if batch_size < 1:
-        raise SightlineError(
-            f"a batch of {batch_size} questions cannot be asked. Set the batch size to 1 or more."
-        )
+        raise SightlineError(f"a batch of {batch_size} questions cannot be asked. Set the batch size to 1 or more.")
     batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
     root = _common_folder(questions)
     predictions: list[Prediction] = []
@@ -79,9 +77,7 @@ def evaluate(
                 f"the model gave {len(given)} answers to {len(batch)} questions, from '{batch[0].id}' on, "
                 "and which belongs to which is lost. `answers` must give one for each."
             )
-        predictions += [
-            _prediction(question, text, root) for question, text in zip(batch, given, strict=True)
-        ]
+        predictions += [_prediction(question, text, root) for question, text in zip(batch, given, strict=True)]
     recorded = {
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -100,9 +96,7 @@ def evaluate(
 
 def scores_table(scores: Scores, comparison: Comparison | None = None, *, against: str = "twin") -> Table:
     """The scores for a terminal: a line for each ability, its interval, and the difference to a twin."""
-    table = Table(
-        title=f"{scores.n} questions, 95% intervals", title_justify="left", box=None, pad_edge=False
-    )
+    table = Table(title=f"{scores.n} questions, 95% intervals", title_justify="left", box=None, pad_edge=False)
     table.add_column("ability")
     table.add_column("right", justify="right")
     table.add_column("interval")
@@ -131,9 +125,7 @@ def scores_table(scores: Scores, comparison: Comparison | None = None, *, agains
         for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
             estimate = getattr(block, name)
             interval = f"{estimate.low:.1%} to {estimate.high:.1%}"
-            table.add_row(
-                f"yes/no {name.replace('_', '-')}", f"{estimate.value:.1%}", interval, str(estimate.n)
-            )
+            table.add_row(f"yes/no {name.replace('_', '-')}", f"{estimate.value:.1%}", interval, str(estimate.n))
     return table
 
 
@@ -170,9 +162,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _watched(
-    batches: Sequence[Sequence[Question]], total: int, progress: bool
-) -> Iterator[Sequence[Question]]:
+def _watched(batches: Sequence[Sequence[Question]], total: int, progress: bool) -> Iterator[Sequence[Question]]:
     """The batches, with a progress bar on stderr from the moment that they take longer than `PATIENCE`."""
     if not progress:
         yield from batches

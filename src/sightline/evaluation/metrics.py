@@ -190,9 +190,7 @@ def bootstrap_interval(
     chunk = max(1, 2**22 // len(sums))
     values: list[Array] = []
     for start in range(0, resamples, chunk):
-        drawn = rng.multinomial(
-            len(sums), np.full(len(sums), 1 / len(sums)), size=min(chunk, resamples - start)
-        )
+        drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=min(chunk, resamples - start))
         values.append(statistic(drawn @ sums))
     low, high = np.quantile(np.concatenate(values), (0.025, 0.975)).tolist()
     return Estimate(value, low, high, len(columns))
@@ -214,9 +212,7 @@ def paired_difference(
     """
     difference = np.asarray(correct_a, dtype=np.float64) - np.asarray(correct_b, dtype=np.float64)
     columns = np.stack([difference, np.ones_like(difference)], axis=1)
-    return bootstrap_interval(
-        columns, _mean_of_totals, clusters, bounds=(-1.0, 1.0), seed=seed, resamples=resamples
-    )
+    return bootstrap_interval(columns, _mean_of_totals, clusters, bounds=(-1.0, 1.0), seed=seed, resamples=resamples)
 
 
 def majority_baseline(answers: Sequence[Sequence[str]]) -> float:

@@ -1,6 +1,6 @@
 """Question files: what to ask of which images, and the answers that count.
 
-One row is one question, as an item of a JSON list or as a line of JSONL:
+One row is one question, as an item of a JSON list or as a line of JSONL; a row without `id` goes by its place:
 
     {"id": 7, "image": "7.png", "question": "What colour is the star?", "answer": "red", "ability": "colour"}
 
@@ -59,8 +59,9 @@ def read_questions(path: Path, images_root: Path) -> list[Question]:
     """
     questions: dict[str, Question] = {}
     places: dict[str, str] = {}
-    for where, row in _rows(path):
-        question = _question(row, images_root, where)
+    for place, row in _rows(path):
+        where = f"{path.name} {place}"
+        question = _question(row, images_root, where, place)
         if question.id in questions:
             raise SightlineError(
                 f"{where}: id '{question.id}' was taken by {places[question.id]}, so their answers could "
@@ -68,14 +69,12 @@ def read_questions(path: Path, images_root: Path) -> list[Question]:
             )
         questions[question.id], places[question.id] = question, where
     if not questions:
-        raise SightlineError(
-            f"{path} holds no questions. It should be a JSON list or JSONL, one question a row."
-        )
+        raise SightlineError(f"{path} holds no questions. It should be a JSON list or JSONL, one question a row.")
     return list(questions.values())
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row of a JSON list or JSONL, with the words that name its place."""
+    """The place in the file and the content of each row of a JSON list or JSONL."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             while (first := file.read(1)).isspace():
@@ -83,15 +82,12 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             file.seek(0)
             if first == "[":
                 rows = _parse(file.read(), path.name, "Mend the JSON, or write one object a line (JSONL).")
-                yield from ((f"{path.name} row {number}", row) for number, row in enumerate(rows))
+                yield from ((f"row {number}", row) for number, row in enumerate(rows))
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    where = f"{path.name} line {number}"
-                    yield (
-                        where,
-                        _parse(line, where, "Write one object a line, or the whole file as one JSON list."),
-                    )
+                    where, fix = f"{path.name} line {number}", "Write one object a line, or one JSON list."
+                    yield f"line {number}", _parse(line, where, fix)
     except FileNotFoundError:
         raise SightlineError(f"question file not found: {path}. Check the path given with --data.") from None
     except UnicodeDecodeError as error:
@@ -107,24 +103,17 @@ def _parse(text: str, where: str, fix: str) -> Any:
         raise SightlineError(f"{where} is not JSON: {error}. {fix}") from None
 
 
-def _question(row: Any, root: Path, where: str) -> Question:
+def _question(row: Any, root: Path, where: str, place: str) -> Question:
     if not isinstance(row, Mapping):
-        raise SightlineError(
-            f"{where} should be an object with a question and its answer, and is {_kind(row)}."
-        )
-    key = _one_of(row, where, "id", "question_id", agree=False)
+        raise SightlineError(f"{where} should be an object with a question and its answer, and is {_kind(row)}.")
+    key = row.get("id", row.get("question_id", place))
     if not isinstance(key, str | int) or isinstance(key, bool) or key == "":
-        raise SightlineError(
-            f"{where}: 'id' should be text or a whole number, and is {_kind(key)}. Give each row one."
-        )
+        raise SightlineError(f"{where}: 'id' should be text or a whole number, and is {_kind(key)}. Or leave it out.")
     where = f"{where} (id '{key}')"
     if "conversations" in row:
         text, answers = _exchange(row, where)
     else:
-        text, answers = (
-            _one_of(row, where, "question", "text"),
-            _one_of(row, where, "answers", "answer", "label"),
-        )
+        text, answers = _one_of(row, where, "question", "text"), _one_of(row, where, "answers", "answer", "label")
     images = _images(row, root, where)
     return Question(
         id=_storable(str(key), "id", where),
@@ -135,13 +124,13 @@ def _question(row: Any, root: Path, where: str) -> Question:
     )
 
 
-def _one_of(row: Mapping[str, Any], where: str, *names: str, agree: bool = True) -> Any:
+def _one_of(row: Mapping[str, Any], where: str, *names: str) -> Any:
     """The value of the first of `names` that `row` has; the others, if they are there, must agree with it."""
     found = [name for name in names if name in row]
     if not found:
         near = next(filter(None, (did_you_mean(str(key), names) for key in row if key not in FIELDS)), "")
         raise SightlineError(f"{where} has no '{names[0]}'{near}. Add it; also read: {', '.join(names[1:])}.")
-    other = next((name for name in found if agree and row[name] != row[found[0]]), None)
+    other = next((name for name in found if row[name] != row[found[0]]), None)
     if other is not None:
         raise SightlineError(f"{where}: '{found[0]}' and '{other}' disagree. Keep the one that counts.")
     return row[found[0]]
@@ -154,9 +143,7 @@ def _exchange(row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
         raise SightlineError(f"{where} has both 'conversations' and '{both[0]}'. Keep the one that counts.")
     turns = row["conversations"]
     speakers = (
-        [turn.get("from") if isinstance(turn, Mapping) else None for turn in turns]
-        if isinstance(turns, list)
-        else []
+        [turn.get("from") if isinstance(turn, Mapping) else None for turn in turns] if isinstance(turns, list) else []
     )
     if speakers != ["human", "gpt"]:
         raise SightlineError(
@@ -171,15 +158,11 @@ def _images(row: Mapping[str, Any], root: Path, where: str) -> tuple[Path, ...]:
     names = _one_of(row, where, "image", "images") if "image" in row or "images" in row else None
     names = [] if names is None else [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise SightlineError(
-            f"{where}: 'image' should be a file name or a list of them. Leave it out for text alone."
-        )
+        raise SightlineError(f"{where}: 'image' should be a file name or a list of them. Leave it out for text alone.")
     paths = tuple(resolve_image(root, _storable(name, "image", where), where) for name in names)
     for path in paths:
         if not _is_file(path):
-            raise SightlineError(
-                f"{where}: image not found: {path}. Check the name, or the image folder given."
-            )
+            raise SightlineError(f"{where}: image not found: {path}. Check the name, or the image folder given.")
     return paths
 
 
@@ -195,9 +178,7 @@ def _text(text: Any, num_images: int, where: str) -> str:
         raise SightlineError(f"{where}: the question should be text, and is {_kind(text)}.")
     markers = text.count(IMAGE)
     if markers not in (0, num_images):
-        raise SightlineError(
-            f"{where}: {markers} {IMAGE} in the question for {num_images} images. Make them agree."
-        )
+        raise SightlineError(f"{where}: {markers} {IMAGE} in the question for {num_images} images. Make them agree.")
     words = _storable(_MARKER.sub("", text).strip(), "question", where)
     if not words:
         raise SightlineError(f"{where}: the question is empty. Write what to ask.")
@@ -211,18 +192,14 @@ def _answers(answers: Any, where: str) -> tuple[str, ...]:
             f"{where}: the answer should be text or a list of texts, and is {_kind(answers)}. Quote it."
         )
     if not all(answer.strip() for answer in answers):
-        raise SightlineError(
-            f"{where}: an answer is empty, so nothing could match it. Write it, or take it out."
-        )
+        raise SightlineError(f"{where}: an answer is empty, so nothing could match it. Write it, or take it out.")
     return tuple(_storable(answer, "answer", where) for answer in answers)
 
 
 def _ability(row: Mapping[str, Any], where: str) -> str:
     name = next((row[key] for key in ("ability", "category") if row.get(key) is not None), NO_ABILITY)
     if not isinstance(name, str) or not name.strip():
-        raise SightlineError(
-            f"{where}: 'ability' should be text, and is {_kind(name)}. Name it, or leave it out."
-        )
+        raise SightlineError(f"{where}: 'ability' should be text, and is {_kind(name)}. Name it, or leave it out.")
     return _storable(name.strip(), "ability", where)
 
 
@@ -231,9 +208,7 @@ def _storable(text: str, field: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise SightlineError(
-            f"{where}: '{field}' holds half a character (a lone surrogate). Write it again."
-        ) from None
+        raise SightlineError(f"{where}: '{field}' holds half a character (a lone surrogate). Write it again.") from None
     return text
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import SightlineError
+from ..files import write_text
 from .metrics import (
     Estimate,
     YesNo,
@@ -120,9 +121,7 @@ def compare(predictions_a: Path, predictions_b: Path) -> Comparison:
                 f"'{row.question}' and '{other.question}', or other answers. Evaluate both on one file."
             )
     groups = by_ability(a)
-    return Comparison(
-        _difference(a, others), {ability: _difference(rows, others) for ability, rows in groups.items()}
-    )
+    return Comparison(_difference(a, others), {ability: _difference(rows, others) for ability, rows in groups.items()})
 
 
 def by_ability(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
@@ -135,10 +134,9 @@ def by_ability(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]
 
 def write_scores(out: Path, predictions: Sequence[Prediction], scores: Scores) -> None:
     """Both files into the folder `out`, each whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = (json.dumps(asdict(row), ensure_ascii=False) for row in predictions)
-    _write_whole(out / PREDICTIONS, "".join(f"{row}\n" for row in rows))
-    _write_whole(out / SCORES, json.dumps(asdict(scores), ensure_ascii=False, indent=2, default=str) + "\n")
+    write_text(out / PREDICTIONS, "".join(f"{row}\n" for row in rows))
+    write_text(out / SCORES, json.dumps(asdict(scores), ensure_ascii=False, indent=2, default=str) + "\n")
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -201,9 +199,3 @@ def _load(kind: type[T], text: str, where: str) -> T:
         raise SightlineError(
             f"{where} is not what `sightline eval` writes: {place}: {first['msg']}. Run it again."
         ) from None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -1,0 +1,139 @@
+"""The page's pictures: learning curves as SVG that follows the page's colours, and images as data URIs."""
+
+import base64
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.images import load_image
+from ..errors import SightlineError
+from .run_folder import Curve
+
+INK, MUTED, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"
+"""Stand-ins that matplotlib can draw with; each becomes a CSS variable, legible on light and dark."""
+VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", TRAIN: "var(--model)", VALIDATION: "var(--twin)"}
+
+MAX_POINTS = 400
+"""Points drawn of one curve; more are averaged in bins of equal width."""
+TINY = 128
+"""Images up to this side, in pixels, are kept exactly and shown with hard pixels."""
+LARGE = 360
+"""Larger images are reduced to this side, in pixels, and saved as JPEG."""
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """An exponential moving average over about a 25th of the values, without a bias towards its start.
+
+    The correction is Adam's (Kingma and Ba 2015, section 3).
+    """
+    keep = 1 - 1 / max(len(values) / 25, 1.0)
+    average, out = 0.0, np.empty(len(values))
+    for i, value in enumerate(values):
+        average = keep * average + (1 - keep) * value
+        out[i] = average / (1 - keep ** (i + 1))
+    return out
+
+
+def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most `limit` points: means of consecutive bins."""
+    if len(steps) <= limit:
+        return steps, values
+    bins = np.array_split(np.arange(len(steps)), limit)
+    return np.array([steps[b].mean() for b in bins]), np.array([values[b].mean() for b in bins])
+
+
+def curve_svg(curve: Curve, prefix: str) -> str:
+    """One learning curve as an `<svg>` element without size, colours or ids that could clash with the page's own.
+
+    Args:
+        curve: at least one point.
+        prefix: put before every id in the drawing; unique on the page.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "sightline",
+        "font.size": 9.5,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": MUTED,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.5, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        lines: list[np.ndarray] = []
+        if curve.train:
+            steps, values = np.array(curve.train).T
+            smoothed = smooth(values)
+            axes.plot(*thin(steps, values), color=TRAIN, alpha=0.3, linewidth=0.8)
+            axes.plot(*thin(steps, smoothed), color=TRAIN, linewidth=1.8, label="training, smoothed")
+            lines.append(smoothed)
+        if curve.validation:
+            steps, values = np.array(curve.validation).T
+            axes.plot(
+                *thin(steps, values),
+                color=VALIDATION,
+                linewidth=1.4,
+                linestyle=(0, (4, 2)),
+                marker="s" if len(values) <= 40 else None,
+                markersize=4,
+                label="validation",
+            )
+            lines.append(values)
+        shown = np.concatenate(lines)
+        if shown.min() > 0 and shown.max() > 20 * shown.min():
+            axes.set_yscale("log")
+        axes.legend(frameon=False, loc="upper right", fontsize=9)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), prefix)
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """matplotlib's file as an element of the page: no XML head, no fixed size, no style that reaches beyond it."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg)
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    svg = svg.replace("xlink:href", "href")
+    for stand_in, variable in VARIABLES.items():
+        svg = svg.replace(stand_in, variable)
+    return svg
+
+
+def image_uri(path: Path) -> tuple[str, bool]:
+    """An image file as a data URI, and whether it is tiny and should be shown with hard pixels.
+
+    Raises:
+        SightlineError: if the file is missing or cannot be decoded.
+    """
+    image = load_image(path)
+    tiny = max(image.size) <= TINY
+    buffer = io.BytesIO()
+    if tiny:
+        image.save(buffer, format="PNG", optimize=True)
+    else:
+        image.thumbnail((LARGE, LARGE))
+        image.save(buffer, format="JPEG", quality=80)
+    kind = "png" if tiny else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", tiny
+
+
+def image_or_words(path: Path) -> dict[str, object]:
+    """`{"uri", "tiny"}` of an image file, or `{"missing"}` with what to say in its place."""
+    try:
+        uri, tiny = image_uri(path)
+    except SightlineError:
+        return {"missing": f"Image not found or not readable: {path.name}"}
+    return {"uri": uri, "tiny": tiny}

@@ -1,0 +1,164 @@
+"""Read a run folder for its page. What is missing or broken becomes a note in words; the rest is still shown."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import SightlineError
+from ..evaluation.scores import PREDICTIONS, SCORES, Prediction, Scores, read_predictions, read_scores
+
+PIECES = ("recipe.yaml", "run.json", "metrics.jsonl", "eval", "model")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity of one stage over its steps, ascending; `(step, value)` pairs."""
+
+    stage: str
+    quantity: str
+    train: tuple[tuple[int, float], ...]
+    validation: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One folder below `eval/`."""
+
+    name: str
+    path: Path
+    scores: Scores
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a page can say about a run."""
+
+    path: Path
+    name: str
+    info: Mapping[str, Any]
+    """The contents of `run.json`; every key is optional."""
+    recipe: str
+    curves: tuple[Curve, ...]
+    evaluations: tuple[Evaluation, ...]
+    has_model: bool
+    notes: tuple[str, ...]
+    """What could not be read, in words for the page."""
+
+
+def read_run(path: Path) -> Run:
+    """The run in the folder `path`.
+
+    Raises:
+        SightlineError: if there is no such folder, or if it holds nothing that a run leaves.
+    """
+    if not path.is_dir():
+        raise SightlineError(f"run folder not found: {path}. Give the folder that a training run wrote.")
+    if not any((path / piece).exists() for piece in PIECES):
+        raise SightlineError(
+            f"{path} holds no run: none of {', '.join(PIECES)} is in it. Give the folder that a training run wrote."
+        )
+    notes: list[str] = []
+    info = _info(path / "run.json", notes)
+    return Run(
+        path=path,
+        name=str(info.get("name") or path.resolve().name),
+        info=info,
+        recipe=_text(path / "recipe.yaml", notes),
+        curves=_curves(path / "metrics.jsonl", notes),
+        evaluations=_evaluations(path / "eval", notes),
+        has_model=(path / "model").is_dir(),
+        notes=tuple(notes),
+    )
+
+
+def _text(path: Path, notes: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError):
+        notes.append(f"{path.name} could not be read, and is left out.")
+        return ""
+
+
+def _info(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    text = _text(path, notes)
+    info = _loads(text) if text else {}
+    if isinstance(info, dict):
+        return info
+    notes.append(f"{path.name} is not a JSON object, and is left out.")
+    return {}
+
+
+def _evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
+    evaluations: list[Evaluation] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir():
+            try:
+                predictions = tuple(read_predictions(path / PREDICTIONS))
+                evaluations.append(Evaluation(path.name, path, read_scores(path / SCORES), predictions))
+            except SightlineError as error:
+                notes.append(f"Evaluation '{path.name}' is left out: {error}")
+    return tuple(evaluations)
+
+
+def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
+    """The losses of each stage, in order of appearance. Where a step was logged twice, after a resume, the last counts.
+
+    A stage with a single term beside its total has one curve, since both are the same.
+    """
+    points: dict[str, dict[str, dict[str, dict[int, float]]]] = defaultdict(dict)
+    unread, wild = 0, 0
+    for row in _rows(path, notes):
+        if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or not _is_number(row.get("step")):
+            unread += 1
+            continue
+        split = "validation" if row.get("split") == "validation" else "train"
+        for key, value in row.items():
+            if key == "loss" or key.startswith("loss/"):
+                if _is_number(value) and math.isfinite(value):
+                    series = points[row["stage"]].setdefault(key, {"train": {}, "validation": {}})
+                    series[split][int(row["step"])] = float(value)
+                else:
+                    wild += 1
+    if unread:
+        notes.append(f"{unread} rows of {path.name} could not be read, and are left out of the curves.")
+    if wild:
+        notes.append(f"{wild} losses in {path.name} are not finite numbers, and are left out of the curves.")
+    curves: list[Curve] = []
+    for stage, quantities in points.items():
+        terms = [key for key in quantities if key != "loss"]
+        shown = (
+            ["loss", *terms] if "loss" in quantities and len(terms) > 1 else ["loss"] if "loss" in quantities else terms
+        )
+        curves += [
+            Curve(stage, key, *(tuple(sorted(quantities[key][split].items())) for split in ("train", "validation")))
+            for key in shown
+        ]
+    return tuple(curves)
+
+
+def _rows(path: Path, notes: list[str]) -> Iterator[Any]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            yield from (_loads(line) for line in file if line.strip())
+    except FileNotFoundError:
+        return
+    except OSError:
+        notes.append(f"{path.name} could not be read, so there are no curves.")
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
