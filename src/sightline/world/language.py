@@ -38,6 +38,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{count} on a {background} background: {things}.",
         "the background is {background}. there is {things}.",
     ),
+    "anything": ("anything {colour}",),
     "thing": ("{a_colour} {shape}", "{a_shape} in {colour}"),
     "colour": ("what colour is the {shape}?", "which colour does the {shape} have?"),
     "shape": ("what shape is the {colour} object?", "which shape does the {colour} object have?"),
@@ -69,9 +70,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 def name_thing(pair: Pair, template: str = TEMPLATES["thing"][0]) -> str:
     """`"a red star"`, or `"a star in red"` by the second template of a thing."""
     colour, shape = pair
-    return template.format(
-        colour=colour, shape=shape, a_colour=with_article(colour), a_shape=with_article(shape)
-    )
+    return template.format(colour=colour, shape=shape, a_colour=with_article(colour), a_shape=with_article(shape))
 
 
 def list_things(things: Sequence[Thing], template: str = TEMPLATES["thing"][0]) -> str:
@@ -80,11 +79,15 @@ def list_things(things: Sequence[Thing], template: str = TEMPLATES["thing"][0]) 
     return f"{', '.join(names)} and {last}" if names else last
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A clean caption that names everything in the scene, its things in a random order."""
+def caption(scene: Scene, rng: np.random.Generator, names: Sequence[str] = TEMPLATES["thing"]) -> str:
+    """A clean caption that names everything in the scene, its things in a random order.
+
+    Args:
+        names: the templates that a thing may be named by; all of a caption's things are named by the same.
+    """
     count = len(scene.things)
     order = [scene.things[i] for i in rng.permutation(count)]
-    template, thing = _pick(rng, TEMPLATES["caption"]), _pick(rng, TEMPLATES["thing"])
+    template, thing = _pick(rng, TEMPLATES["caption"]), _pick(rng, names)
     number = f"{NUMBERS[count]} object{'s' if count > 1 else ''}"
     return template.format(things=list_things(order, thing), background=scene.background, count=number)
 
@@ -125,16 +128,13 @@ def _what(scene: Scene, split: Split, is_there: bool, rng: np.random.Generator) 
 
     def name(pair: Pair) -> str:
         colour, shape = pair
-        return {"pair": name_thing(pair), "colour": f"anything {colour}", "shape": with_article(shape)}[kind]
+        anything = TEMPLATES["anything"][0].format(colour=colour)
+        return {"pair": name_thing(pair), "colour": anything, "shape": with_article(shape)}[kind]
 
     shown = {thing.pair: name(thing.pair) for thing in scene.things}
     if is_there:
         return _pick(rng, list(shown.values()))
     absent = {pair: name(pair) for pair in pairs_of(split) if name(pair) not in shown.values()}
-    near = [
-        text
-        for (c, s), text in absent.items()
-        if any((c == colour) != (s == shape) for colour, shape in shown)
-    ]
+    near = [text for (c, s), text in absent.items() if any((c == colour) != (s == shape) for colour, shape in shown)]
     adversarial = kind == "pair" and rng.random() < 0.5
     return _pick(rng, near if near and adversarial else list(absent.values()))

@@ -85,9 +85,7 @@ def _check(out: Path, seed: int, sizes: dict[Split, int]) -> None:
             f"was made. Name another folder, or remove this one: rm -r '{out}'"
         )
     if seed < 0:
-        raise SightlineError(
-            f"the seed is {seed}. Scenes are drawn from whole numbers from 0 on. Try: --seed 0"
-        )
+        raise SightlineError(f"the seed is {seed}. Scenes are drawn from whole numbers from 0 on. Try: --seed 0")
     for split, size in sizes.items():
         if not 1 <= size <= 999_999:
             raise SightlineError(
