@@ -50,9 +50,8 @@ def train(
         sightline train recipe.yaml seed=1 out=runs/seed1 stages.0.lr=2e-3
 
     The run folder (`runs/<name>`, or the recipe's `out`) receives `recipe.yaml` with every default spelled out,
-    `run.json` with versions and seed, `metrics.jsonl` with a line for each step, and `model/`: with connectors `mlp` and
-    `linear` and no method that changes the forward pass, a stock `llava` checkpoint that transformers loads without
-    Sightline.
+    `run.json` with versions and seed, `metrics.jsonl` with a line for each step, and `model/`: unless a method changes
+    the forward pass, a stock `llava` checkpoint that transformers loads without Sightline.
     """
     from .config import load_recipe
 
@@ -66,9 +65,7 @@ def train(
 
 @app.command()
 def ask(
-    model: Annotated[
-        str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")
-    ],
+    model: Annotated[str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")],
     arguments: Annotated[
         list[str], typer.Argument(help="Images, if any, then the question.", metavar="[IMAGE]... QUESTION")
     ],
@@ -95,15 +92,11 @@ def ask(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")
-    ],
+    model: Annotated[str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")],
     data: Annotated[Path, typer.Option(help="A question file (JSON or JSONL).")],
     images: Annotated[
         Path | None,
-        typer.Option(
-            help="The folder of its images; by default `images` beside the file, or its own folder."
-        ),
+        typer.Option(help="The folder of its images; by default `images` beside the file, or its own folder."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -152,12 +145,8 @@ def evaluate(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
-    twin: Annotated[
-        Path | None, typer.Option(help="The run folder of its blind twin, to compare with.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The page; `report.html` in the run folder by default.")
-    ] = None,
+    twin: Annotated[Path | None, typer.Option(help="The run folder of its blind twin, to compare with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page; `report.html` in the run folder by default.")] = None,
 ) -> None:
     """Write a run as one self-contained HTML page: curves, scores with intervals, answers right and wrong."""
     from .report import write_page
@@ -168,9 +157,7 @@ def report(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")] = Path("runs/demo"),
-    short: Annotated[
-        bool, typer.Option("--short", help="A few steps only, to see that everything works.")
-    ] = False,
+    short: Annotated[bool, typer.Option("--short", help="A few steps only, to see that everything works.")] = False,
 ) -> None:
     """Do the whole job on the small world: make it, train two stages and a blind twin, evaluate, ask, write a page."""
     from .demo import run_demo

@@ -19,9 +19,7 @@ Rate = Annotated[float, Field(ge=0)]
 class Record(BaseModel):
     """Base of all configuration: frozen, no unknown keys, documented by the docstrings under its fields."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class Data(Record):
@@ -127,9 +125,7 @@ class Recipe(Record):
         if len(set(names)) < len(names):
             raise ValueError(f"two stages share a name: {names}")
         if self.model is None and self.stages[0].init_from is None:
-            raise ValueError(
-                "model: missing (or let the first stage start from a saved model with init_from)"
-            )
+            raise ValueError("model: missing (or let the first stage start from a saved model with init_from)")
         return self
 
     @property
@@ -148,17 +144,13 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SightlineError(
-            f"recipe not found: {file}. Shipped ones are listed by `sightline recipes`."
-        ) from None
+        raise SightlineError(f"recipe not found: {file}. Shipped ones are listed by `sightline recipes`.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SightlineError(f"cannot read {file}: {error}.") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise SightlineError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
-        raise SightlineError(
-            f"{file} should hold a recipe: name, model and stages. It holds {type(values).__name__}."
-        )
+        raise SightlineError(f"{file} should hold a recipe: name, model and stages. It holds {type(values).__name__}.")
     problems = [problem for text in overrides if (problem := apply_override(values, text))]
     return check(values, problems, str(file))
 
@@ -233,11 +225,7 @@ def _describe(error: Any) -> str:
     if kind == "missing":
         return f"{place}: missing"
     message = error["msg"].removeprefix("Value error, ")
-    given = (
-        ""
-        if isinstance(error["input"], dict | list) or kind == "value_error"
-        else f" (got {error['input']!r})"
-    )
+    given = "" if isinstance(error["input"], dict | list) or kind == "value_error" else f" (got {error['input']!r})"
     return f"{place}: {message[0].lower() + message[1:]}{given}" if place else message
 
 

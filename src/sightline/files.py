@@ -52,6 +52,4 @@ def claim_empty(path: Path, what: str) -> None:
         SightlineError: if `path` is a file or a folder with something in it.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise SightlineError(
-            f"{path} is not empty, and {what} would overwrite it. Choose another folder or remove it."
-        )
+        raise SightlineError(f"{path} is not empty, and {what} would overwrite it. Choose another folder or remove it.")

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 
-from .checkpoints.model import check_loading, load_model, read_config
+from .checkpoints.model import check_loading, load_model, model_folder, read_config
 from .data.collate import collate
 from .data.templates import IMAGE, get_template
 from .errors import SightlineError
-from .models.quiet import quiet
+from .models.hub import load_weights, quiet
 from .types import Turn
 
 
@@ -27,9 +27,10 @@ class Assistant:
         Raises:
             SightlineError: if there is no such model, its weights do not fit, or it has no chat template.
         """
+        path = model_folder(path)
         config = read_config(path)
-        self.path = str(path)
         self.device = torch.device(device)
+        self.model: Any
         self.prompts: StockPrompts | OwnPrompts
         if config["model_type"] == "sightline":
             assembly = load_model(path)
@@ -37,16 +38,12 @@ class Assistant:
             template = get_template(config["sightline"]["template"])
             self.prompts = OwnPrompts(assembly.processor(template, max_length=10**9))
         else:
+            self.model, info = load_weights(AutoModelForImageTextToText, path)
+            check_loading(path, info)
             with quiet():
-                self.model, info = AutoModelForImageTextToText.from_pretrained(
-                    path, dtype=torch.float32, output_loading_info=True
-                )
-                check_loading(path, info)
                 processor = AutoProcessor.from_pretrained(path, backend="pil")
             if processor.chat_template is None:
-                raise SightlineError(
-                    f"'{path}' has no chat template, so there is no way to ask it. Save it with one."
-                )
+                raise SightlineError(f"'{path}' has no chat template, so there is no way to ask it. Save it with one.")
             self.prompts = StockPrompts(processor)
         self.model.to(self.device).eval()
         self.tokenizer = self.prompts.tokenizer
@@ -60,9 +57,7 @@ class Assistant:
     def stream(self, images: Sequence[Image.Image], question: str, *, max_new_tokens: int = 256) -> str:
         """One answer, written to standard output as it comes."""
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        return self._generate([images], [question], max_new_tokens=max_new_tokens, streamer=streamer)[
-            0
-        ].strip()
+        return self._generate([images], [question], max_new_tokens=max_new_tokens, streamer=streamer)[0].strip()
 
     @torch.inference_mode()
     def _generate(
@@ -73,9 +68,7 @@ class Assistant:
         max_new_tokens: int,
         **options: Any,
     ) -> list[str]:
-        inputs = {
-            name: value.to(self.device) for name, value in self.prompts.batch(images, questions).items()
-        }
+        inputs = {name: value.to(self.device) for name, value in self.prompts.batch(images, questions).items()}
         with quiet():
             out = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **options)
         new = out[:, inputs["input_ids"].shape[1] :]
@@ -90,9 +83,7 @@ class StockPrompts:
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
 
-    def batch(
-        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]
-    ) -> dict[str, torch.Tensor]:
+    def batch(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> dict[str, torch.Tensor]:
         """Inputs of `generate`, left-padded."""
         conversations = [
             [
@@ -125,9 +116,7 @@ class OwnPrompts:
         self.processor = processor
         self.tokenizer = processor.tokenizer
 
-    def batch(
-        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]
-    ) -> dict[str, torch.Tensor]:
+    def batch(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> dict[str, torch.Tensor]:
         """Inputs of `generate`, left-padded."""
         examples = [
             self.processor.prompt(mine, [Turn("user", f"{IMAGE}\n" * len(mine) + question)])

@@ -29,8 +29,8 @@ from ..methods.compose import Methods
 from ..models.assemble import Assembly
 from ..models.configuration import SightlineConfig, select_of, spec, stock_strategy
 from ..models.connectors import CONNECTORS
+from ..models.hub import load_weights, quiet, reason
 from ..models.modeling import SightlineForConditionalGeneration
-from ..models.quiet import quiet
 
 AutoConfig.register("sightline", SightlineConfig, exist_ok=True)
 AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration, exist_ok=True)
@@ -45,9 +45,7 @@ def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
             reasons.append(f"method '{method.name}' changes the forward pass")
     tower = spec(model.config)
     if stock_strategy(tower, model.config.vision_select) is None:
-        reasons.append(
-            f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one"
-        )
+        reasons.append(f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one")
     return reasons
 
 
@@ -145,26 +143,25 @@ def load_model(path: str | Path) -> Assembly:
     Raises:
         SightlineError: if there is no such model, or any weight is missing or unexpected.
     """
+    path = model_folder(path)
     config = read_config(path)
+    kind = config["model_type"]
+    classes = {"sightline": SightlineForConditionalGeneration, "llava": LlavaForConditionalGeneration}
+    if kind not in classes:
+        raise SightlineError(f"'{path}' is a model of type '{kind}'; Sightline loads {', '.join(classes)}.")
+    model, info = load_weights(classes[kind], path)
+    check_loading(path, info)
+    model = from_stock(model) if kind == "llava" else model
     with quiet():
-        if config["model_type"] == "sightline":
-            model, info = SightlineForConditionalGeneration.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True
-            )
-            check_loading(path, info)
-        elif config["model_type"] == "llava":
-            stock, info = LlavaForConditionalGeneration.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True
-            )
-            check_loading(path, info)
-            model = from_stock(stock)
-        else:
-            raise SightlineError(
-                f"'{path}' is a model of type '{config['model_type']}', and Sightline loads 'llava' and its own."
-            )
         tokenizer = AutoTokenizer.from_pretrained(path)
         image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
     return Assembly(model.eval(), tokenizer, image_processor)
+
+
+def model_folder(path: str | Path) -> str:
+    """`path`, or the `model` inside it where it is a run folder."""
+    inside = Path(path) / "model"
+    return str(inside if (inside / "config.json").is_file() else path)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -181,16 +178,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
             with quiet():
                 config = AutoConfig.from_pretrained(str(path)).to_dict()
     except (OSError, ValueError, KeyError) as error:
-        if (folder / "model" / "config.json").is_file():
-            hint = f"This is a run folder; its model is {folder / 'model'}."
-        else:
-            hint = "Give the `model` folder of a run, or a hub id that can be reached."
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SightlineError(f"no model at '{path}': {reason}. {hint}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
         raise SightlineError(
-            f"the config.json of '{path}' names no model_type; it is not a model of transformers."
-        )
+            f"no model at '{path}': {reason(error)}. Give a run folder, a model folder, or a hub id that can be reached."
+        ) from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise SightlineError(f"the config.json of '{path}' names no model_type; it is not a model of transformers.")
     return config
 
 
@@ -213,7 +205,7 @@ def check_loading(path: str | Path, info: dict[str, Iterable[Any]]) -> None:
 
 
 def _take_buffers(to: torch.nn.Module, source: torch.nn.Module) -> None:
-    """Give `to`, built on the meta device, the buffers that no state dict carries (rotary frequencies, position ids)."""
+    """Give `to`, built on the meta device, the buffers that no state dict carries (rotary frequencies)."""
     have = dict(source.named_buffers())
     for name, buffer in list(to.named_buffers()):
         if buffer.is_meta:

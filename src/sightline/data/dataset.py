@@ -52,9 +52,7 @@ class Rows(Dataset):
                 raise SightlineError(f"method '{method}' needs column '{name}', absent from {source}. {fix}")
             absent = next((s.id for s in samples if s.id not in self.columns[name]), None)
             if absent is not None:
-                raise SightlineError(
-                    f"column '{name}' of method '{method}' has no value for sample '{absent}'. {fix}"
-                )
+                raise SightlineError(f"column '{name}' of method '{method}' has no value for sample '{absent}'. {fix}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,10 +83,8 @@ def validation_batches(rows: Rows, *, batch_size: int, workers: int = 0) -> Data
 
 
 def _loader(rows: Rows, order, workers: int) -> DataLoader:
-    pad_id = rows.processor.tokenizer.pad_token_id
-    return DataLoader(
-        rows, batch_sampler=order, collate_fn=partial(_collate, pad_id=pad_id), num_workers=workers
-    )
+    pad_id = rows.processor.pad_id
+    return DataLoader(rows, batch_sampler=order, collate_fn=partial(_collate, pad_id=pad_id), num_workers=workers)
 
 
 def _collate(examples: Sequence[Example | SightlineError], *, pad_id: int) -> Batch | SightlineError:

@@ -24,17 +24,11 @@ def load_image(source: ImageSource) -> Image.Image:
             image.load()
             return to_rgb(image)
     except FileNotFoundError:
-        raise SightlineError(
-            f"image not found: {source}. Check the image folder given with the data."
-        ) from None
+        raise SightlineError(f"image not found: {source}. Check the image folder given with the data.") from None
     except IsADirectoryError:
-        raise SightlineError(
-            f"'{source}' is a folder, not an image. Check the row's `image` field."
-        ) from None
+        raise SightlineError(f"'{source}' is a folder, not an image. Check the row's `image` field.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SightlineError(
-            f"cannot decode image {source}: {error}. Replace the file or remove its row."
-        ) from None
+        raise SightlineError(f"cannot decode image {source}: {error}. Replace the file or remove its row.") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -68,7 +62,5 @@ def resolve_image(root: Path, name: str, where: str) -> Path:
     """
     path = root / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise SightlineError(
-            f"{where}: image '{name}' leads out of the image folder {root}. Use a path inside it."
-        )
+        raise SightlineError(f"{where}: image '{name}' leads out of the image folder {root}. Use a path inside it.")
     return path

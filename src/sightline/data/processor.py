@@ -9,6 +9,7 @@ feeds it (tested).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ class Processor:
         self.methods = methods if methods is not None else Methods()
         self.max_length = max_length
         self.blank_images = blank_images
+        self.pad_id = int(str(tokenizer.pad_token_id))
         self.image_token_id = _token_id(tokenizer, IMAGE)
         self.slot_token_ids = {slot.token: _token_id(tokenizer, slot.token) for slot in self.methods.slots}
 
@@ -82,20 +84,16 @@ class Processor:
         Raises:
             SightlineError: naming the row, if nothing in it is supervised, it is too long, or an image is unreadable.
         """
-        turns, foreign = (
-            self.methods.insert_turns(sample, rng) if rng is not None else (sample.turns, frozenset())
-        )
+        turns, foreign = self.methods.insert_turns(sample, rng) if rng is not None else (sample.turns, frozenset())
         example = self._lay_out(sample.id, sample.images, turns, foreign=foreign, columns=columns or {})
         if not bool((example.labels[1:] != IGNORE).any()):
             raise SightlineError(
-                f"sample '{sample.id}' ({sample.source}) has no supervised token under template '{self.template.name}': "
-                "it would train nothing. Give it an answer, or remove it."
+                f"sample '{sample.id}' ({sample.source}) has no supervised token under template "
+                f"'{self.template.name}': it would train nothing. Give it an answer, or remove it."
             )
         return example
 
-    def prompt(
-        self, images: Sequence[ImageSource], turns: Sequence[Turn], *, name: str = "prompt"
-    ) -> Example:
+    def prompt(self, images: Sequence[ImageSource], turns: Sequence[Turn], *, name: str = "prompt") -> Example:
         """A prompt to generate from: the turns end with the user's, the text with the assistant's prefix."""
         return self._lay_out(name, images, turns, prompt_only=True)
 
@@ -117,9 +115,7 @@ class Processor:
 
         places = np.flatnonzero(input_ids == self.image_token_id)
         if len(places) != len(visual_counts):
-            raise SightlineError(
-                f"sample '{name}': {len(places)} {IMAGE} in its text for {len(visual_counts)} images."
-            )
+            raise SightlineError(f"sample '{name}': {len(places)} {IMAGE} in its text for {len(visual_counts)} images.")
         repeats = np.ones(len(input_ids), dtype=np.int64)
         repeats[places] = visual_counts
         input_ids, owners = np.repeat(input_ids, repeats), np.repeat(owners, repeats)
@@ -136,9 +132,7 @@ class Processor:
                 prompt_mask[inside] = span.turn not in foreign
         visual = input_ids == self.image_token_id
         kinds[visual], prompt_mask[visual] = VISUAL, False
-        supervised = (
-            np.isin(owners, [n for n, span in enumerate(spans) if span.role == "assistant"]) & ~visual
-        )
+        supervised = np.isin(owners, [n for n, span in enumerate(spans) if span.role == "assistant"]) & ~visual
         labels = np.where(supervised, input_ids, IGNORE)
 
         for slot in self.methods.slots:
@@ -172,7 +166,7 @@ class Processor:
 
         A token belongs to the span of its last character: a leading space merged into a word follows the word.
         """
-        bos = self.tokenizer.bos_token
+        bos = str(self.tokenizer.bos_token or "")
         encoded = self.tokenizer(
             text, add_special_tokens=not (bos and text.startswith(bos)), return_offsets_mapping=True
         )
@@ -201,7 +195,7 @@ class Processor:
         return torch.zeros(0, 3, height, width)
 
 
-def output_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
+def output_size(image_processor: Any) -> tuple[int, int]:
     """Height and width of the pixels that an image processor gives."""
     size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
     side = size.get("shortest_edge")
@@ -211,7 +205,5 @@ def output_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(token_id, int) or token_id == tokenizer.unk_token_id:
-        raise SightlineError(
-            f"the tokenizer has no token '{token}'. Assemble the model with Sightline, which adds it."
-        )
+        raise SightlineError(f"the tokenizer has no token '{token}'. Assemble the model with Sightline, which adds it.")
     return token_id

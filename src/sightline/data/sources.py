@@ -28,9 +28,7 @@ def read_llava_json(path: Path, images: Path | None = None) -> list[Sample]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SightlineError(
-            f"data file not found: {path}. Check `data.path` (relative to where you are)."
-        ) from None
+        raise SightlineError(f"data file not found: {path}. Check `data.path` (relative to where you are).") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SightlineError(f"cannot read {path}: {error}. It should be a UTF-8 JSON file.") from None
     except (json.JSONDecodeError, RecursionError) as error:
@@ -38,9 +36,7 @@ def read_llava_json(path: Path, images: Path | None = None) -> list[Sample]:
     if not isinstance(rows, list) or not rows:
         raise SightlineError(f"{path} should hold a list of rows, and holds {_kind(rows)}.")
     root = images if images is not None else path.parent
-    return [
-        sample_from_row(row, root, f"{path.name} row {i}", source=str(path)) for i, row in enumerate(rows)
-    ]
+    return [sample_from_row(row, root, f"{path.name} row {i}", source=str(path)) for i, row in enumerate(rows)]
 
 
 def sample_from_row(row: Any, root: Path, where: str, *, source: str = "") -> Sample:
@@ -62,15 +58,14 @@ def sample_from_row(row: Any, root: Path, where: str, *, source: str = "") -> Sa
     names = row.get("image", row.get("images")) or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SightlineError(
-            f"{where}: 'image' should be a file name or a list of them, and is {_kind(names)}."
-        )
+        raise SightlineError(f"{where}: 'image' should be a file name or a list of them, and is {_kind(names)}.")
 
     turns = _turns(row["conversations"], where)
     places = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
     if places != len(names):
         raise SightlineError(
-            f"{where}: {places} {IMAGE} in the questions for {len(names)} images. Put one {IMAGE} where each image belongs."
+            f"{where}: {places} {IMAGE} in the questions for {len(names)} images. "
+            f"Put one {IMAGE} where each image belongs."
         )
     if any(IMAGE in turn.text for turn in turns if turn.role != "user"):
         raise SightlineError(f"{where}: {IMAGE} stands outside the user's turns. Move it into a question.")
@@ -85,15 +80,11 @@ def sample_from_row(row: Any, root: Path, where: str, *, source: str = "") -> Sa
 
 def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
     if not isinstance(conversations, list) or not conversations:
-        raise SightlineError(
-            f"{where}: 'conversations' should be a list of turns, and is {_kind(conversations)}."
-        )
+        raise SightlineError(f"{where}: 'conversations' should be a list of turns, and is {_kind(conversations)}.")
     turns: list[Turn] = []
     for number, message in enumerate(conversations):
         if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
-            raise SightlineError(
-                f"{where}: turn {number} should be an object with 'from' and a 'value' of text."
-            )
+            raise SightlineError(f"{where}: turn {number} should be an object with 'from' and a 'value' of text.")
         speaker = message.get("from")
         if not isinstance(speaker, str) or speaker not in ROLES:
             raise SightlineError(f"{where}: turn {number} is from '{speaker}'. Known: {', '.join(ROLES)}.")
@@ -101,9 +92,7 @@ def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
     speakers = [turn.role for turn in turns if turn.role != "system"]
     in_order = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(speakers))
     if not in_order or not speakers or any(turn.role == "system" for turn in turns[1:]):
-        raise SightlineError(
-            f"{where}: turns should alternate human, gpt, after at most one system turn at the start."
-        )
+        raise SightlineError(f"{where}: turns should alternate human, gpt, after at most one system turn at the start.")
     return tuple(turns)
 
 

@@ -75,9 +75,7 @@ def get_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def render(
-    template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: bool = False
-) -> tuple[str, list[Span]]:
+def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: bool = False) -> tuple[str, list[Span]]:
     """The text of a conversation, and the spans that cover it without gaps.
 
     Args:
@@ -153,11 +151,7 @@ def to_jinja(template: Template) -> str:
         "{%- if messages and messages[0]['role'] == 'system' -%}"
         "{%- set message = messages[0] -%}" + answer + "{{ " + system_end + " }}"
         "{%- set messages = messages[1:] -%}"
-        + (
-            "{%- else -%}{{ " + literal(template.system) + " ~ " + system_end + " }}"
-            if template.system
-            else ""
-        )
+        + ("{%- else -%}{{ " + literal(template.system) + " ~ " + system_end + " }}" if template.system else "")
         + "{%- endif -%}"
         "{%- for message in messages -%}"
         "{%- if message['role'] == 'user' -%}"

@@ -35,15 +35,13 @@ class Methods(nn.ModuleDict):
             for tap in method.needs.reshapes:
                 if tap in reshaped:
                     raise SightlineError(
-                        f"'{reshaped[tap]}' and '{method.name}' both change the shape of '{tap}', and what one gives the "
-                        "other cannot read. Remove one of them from `methods`."
+                        f"'{reshaped[tap]}' and '{method.name}' both change the shape of '{tap}', and neither can read "
+                        "what the other gives. Remove one of them from `methods`."
                     )
                 reshaped[tap] = method.name
         if sum(m.needs.views is not None for m in methods) > 1:
             raise SightlineError("two methods ask for views of their own. Remove one of them from `methods`.")
-        added = [slot.kind for m in methods for slot in m.needs.slots] + [
-            k for m in methods for k in m.needs.kinds
-        ]
+        added = [slot.kind for m in methods for slot in m.needs.slots] + [k for m in methods for k in m.needs.kinds]
         self.kinds: tuple[str, ...] = (*KINDS, *dict.fromkeys(added))
         for method in methods:
             own = [slot.kind for slot in method.needs.slots] + list(method.needs.kinds)
@@ -94,9 +92,7 @@ class Methods(nn.ModuleDict):
                 values.update({name: value for name, value in given.items() if name in wanted})
         return values
 
-    def insert_turns(
-        self, sample: Sample, rng: np.random.Generator
-    ) -> tuple[tuple[Turn, ...], frozenset[int]]:
+    def insert_turns(self, sample: Sample, rng: np.random.Generator) -> tuple[tuple[Turn, ...], frozenset[int]]:
         """The turns of a row with those that methods insert, and the numbers of the exchanges that are not its own."""
         inserted = [turn for method in self.all for turn in method.turns(sample, rng)]
         if not inserted:
@@ -128,13 +124,9 @@ def load_method_class(name: str) -> type[AlignmentMethod]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise SightlineError(
-            f"method '{name}' cannot be imported: {error}. Check the path 'module:Class'."
-        ) from None
+        raise SightlineError(f"method '{name}' cannot be imported: {error}. Check the path 'module:Class'.") from None
     if not (isinstance(found, type) and issubclass(found, AlignmentMethod)):
-        raise SightlineError(
-            f"method '{name}' is not an AlignmentMethod. Subclass sightline.AlignmentMethod."
-        )
+        raise SightlineError(f"method '{name}' is not an AlignmentMethod. Subclass sightline.AlignmentMethod.")
     return found
 
 

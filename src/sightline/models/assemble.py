@@ -1,39 +1,21 @@
-"""A vision-language model from its parts: any CLIP, SigLIP or DINOv2 tower, any causal language model, a connector.
-
-Parts are named by a local folder, a hub id, or `world:clip` and `world:lm` for the tiny ones that ship with Sightline.
-"""
+"""A vision-language model from its parts: any CLIP, SigLIP or DINOv2 tower, any causal language model, a connector."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BaseImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from ..data.processor import Processor, output_size
+from ..data.processor import Processor
 from ..data.templates import IMAGE, Template
 from ..errors import SightlineError
 from ..methods.compose import Methods, build_methods
+from .backbones import ImageFit, add_tokens, load_language_model, load_tower
 from .configuration import SightlineConfig, stock_strategy
 from .connectors import CONNECTORS, ConnectorName
 from .modeling import SightlineForConditionalGeneration
-from .quiet import quiet
 from .towers import PatchSelect, tower_spec
-
-ImageFit = Literal["pad", "crop"]
 
 
 @dataclass(frozen=True)
@@ -41,17 +23,15 @@ class Assembly:
     """A model with what it takes to feed it."""
 
     model: SightlineForConditionalGeneration
-    tokenizer: PreTrainedTokenizerBase
-    image_processor: BaseImageProcessor
+    tokenizer: Any
+    image_processor: Any
 
     def to(self, device: torch.device | str) -> "Assembly":
         """The same, with the model on `device`."""
-        self.model.to(device)
+        nn.Module.to(self.model, device)
         return self
 
-    def processor(
-        self, template: Template, *, max_length: int = 2048, blank_images: bool = False
-    ) -> Processor:
+    def processor(self, template: Template, *, max_length: int = 2048, blank_images: bool = False) -> Processor:
         """The processor that lays out rows for this model."""
         inner = self.model.model
         return Processor(
@@ -140,9 +120,7 @@ def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> 
     if have == wanted:
         return
     if have:
-        raise SightlineError(
-            f"the model was made with methods {have} and the recipe lists {wanted}. Make them agree."
-        )
+        raise SightlineError(f"the model was made with methods {have} and the recipe lists {wanted}. Make them agree.")
     methods = build_methods(wanted, model.model.sizes)
     tokens = [slot.token for slot in methods.slots]
     add_tokens(model, assembly.tokenizer, tokens)
@@ -151,87 +129,7 @@ def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> 
     model.model.methods = methods
 
 
-def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """A vision tower in fp32, and the image processor that feeds it (Pillow, so that pixels agree everywhere)."""
-    path = resolve(name)
-    config: PreTrainedConfig = _found(lambda: AutoConfig.from_pretrained(path), name)
-    config = config.vision_config if hasattr(config, "vision_config") else config
-    spec = tower_spec(config)
-    tower, info = _found(
-        lambda: MODEL_MAPPING[type(config)].from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
-        ),
-        name,
-    )
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise SightlineError(f"'{name}' lacks weights of its vision tower: {_first(info['missing_keys'])}.")
-    image_processor = _found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), name)
-    side = {"height": spec.image_size, "width": spec.image_size}
-    if image_fit == "pad":
-        image_processor = LlavaImageProcessorPil(
-            do_pad=True,
-            size={"shortest_edge": spec.image_size},
-            crop_size=side,
-            resample=image_processor.resample,
-            image_mean=image_processor.image_mean,
-            image_std=image_processor.image_std,
-            rescale_factor=image_processor.rescale_factor,
-        )
-    if output_size(image_processor) != (spec.image_size, spec.image_size):
-        raise SightlineError(
-            f"'{name}': its image processor gives {output_size(image_processor)} pixels and its tower takes "
-            f"{spec.image_size}x{spec.image_size}. Use model.image_fit=pad, or mend preprocessor_config.json."
-        )
-    return tower, image_processor
-
-
-def load_language_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in fp32 and its tokenizer."""
-    path = resolve(name)
-    lm, info = _found(
-        lambda: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True),
-        name,
-    )
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise SightlineError(f"'{name}' lacks weights of its language model: {_first(info['missing_keys'])}.")
-    return lm, _found(lambda: AutoTokenizer.from_pretrained(path), name)
-
-
-def add_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Give the tokenizer `tokens` and a pad token where it lacks them; new embedding rows start at the mean of the old."""
-    known = tokenizer.get_vocab()
-    new = [token for token in tokens if token not in known]
-    if new:
-        tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    rows = lm.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        for table in {lm.get_input_embeddings(), lm.get_output_embeddings()}:
-            with torch.no_grad():
-                table.weight[rows:] = table.weight[:rows].mean(0)
-
-
-def resolve(name: str) -> str:
-    """Where a part is: the shipped folder for `world:...`, else the folder or hub id as it is.
-
-    Raises:
-        SightlineError: for an unknown `world:` part, or something that looks like a path and is not there.
-    """
-    if name.startswith("world:"):
-        from ..world import backbone_path
-
-        return str(backbone_path(name.removeprefix("world:")))
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).expanduser().is_dir():
-        raise SightlineError(
-            f"no folder '{name}'. Give a local folder, a hub id, or world:clip and world:lm."
-        )
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-
-
-def _check_expressible(lm: PreTrainedModel, model: SightlineForConditionalGeneration, name: str) -> None:
+def _check_expressible(lm: Any, model: SightlineForConditionalGeneration, name: str) -> None:
     """Refuse a language model that does more than `lm_head(hidden)`: the trunk would train it on other logits."""
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
@@ -249,25 +147,6 @@ def _check_expressible(lm: PreTrainedModel, model: SightlineForConditionalGenera
     lm.train(was_training)
     if not torch.allclose(theirs, ours, atol=1e-4, rtol=1e-4):
         raise SightlineError(
-            f"'{name}' changes its logits after the output layer (a soft cap or a scale), which LLaVA's shape leaves out: "
+            f"'{name}' changes its logits after the output layer (a soft cap or a scale), which LLaVA leaves out: "
             "the model would be trained on other logits than it was made for. Use another language model."
         )
-
-
-def _found(load, name: str):
-    """`load()`, with what cannot be found or read said in one line."""
-    try:
-        with quiet():
-            return load()
-    except SightlineError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SightlineError(
-            f"cannot load '{name}': {reason} Give a local folder or a hub id that can be reached."
-        ) from None
-
-
-def _first(names: Sequence[str] | set[str], most: int = 3) -> str:
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,10 +1,11 @@
 """The configuration of a Sightline model: transformers' LLaVA, plus the connector's name and the methods' records."""
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import LlavaConfig
 
 from ..errors import SightlineError
+from .connectors import ConnectorName
 from .towers import PatchSelect, TowerSpec, tower_spec
 
 
@@ -13,28 +14,38 @@ class SightlineConfig(LlavaConfig):
 
     model_type = "sightline"
 
-    connector: str = "mlp"
-    vision_select: str = "patch"
-    """`patch` takes the grid alone, `full` also the tokens before it. transformers' own word for it follows from this."""
+    connector: ConnectorName = "mlp"
+    vision_select: PatchSelect = "patch"
+    """`patch` takes the grid, `full` also the tokens before it; transformers' own word for it follows from this."""
     methods: list[dict[str, Any]] | None = None
     """The methods' records, `{"name": ..., options}`, in order."""
     slot_token_ids: dict[str, int] | None = None
     """The ids of the tokens that mark the methods' slots."""
 
+    @property
+    def tower(self) -> TowerSpec:
+        """What the trunk must know of the vision tower."""
+        return spec(self)
 
-def spec(config: LlavaConfig) -> TowerSpec:
-    """The spec of the tower that `config` names."""
+    @property
+    def llm(self) -> Any:
+        """The language model's own config."""
+        return self.text_config
+
+
+def spec(config: Any) -> TowerSpec:
+    """The spec of the tower of a LLaVA config, stock or ours."""
     return tower_spec(config.vision_config)
 
 
-def stock_strategy(tower: TowerSpec, select: PatchSelect) -> str | None:
-    """transformers' word for a selection (`default` drops the first token, `full` none), or None where it has no word."""
+def stock_strategy(tower: TowerSpec, select: PatchSelect) -> Literal["default", "full"] | None:
+    """transformers' word for a selection (`default` drops the first token, `full` none); None where it has none."""
     if select == "full" or tower.prefix == 0:
         return "full"
     return "default" if tower.prefix == 1 else None
 
 
-def select_of(config: LlavaConfig) -> PatchSelect:
+def select_of(config: Any) -> PatchSelect:
     """Our word for the selection of a stock LLaVA config.
 
     Raises:

@@ -9,19 +9,19 @@ A linear connector is also an MLP with an identity for activation and second lay
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.models.llava.modeling_llava import LlavaConfig, LlavaMultiModalProjector
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from .towers import tower_spec
 
 ConnectorName = Literal["linear", "mlp"]
 
 
-def connector_width(config: LlavaConfig) -> int:
+def connector_width(config: Any) -> int:
     """The width that a connector reads: the tower's, for each layer that is taken."""
     layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
     return tower_spec(config.vision_config).width * layers
@@ -42,13 +42,11 @@ class Connector(nn.Module):
 class LinearConnector(Connector):
     """One linear layer."""
 
-    def __init__(self, config: LlavaConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.linear = nn.Linear(connector_width(config), config.text_config.hidden_size)
 
-    def forward(
-        self, patches: Float[Tensor, "views patches d_vision"]
-    ) -> Float[Tensor, "views patches d_llm"]:
+    def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views patches d_llm"]:
         return self.linear(patches)
 
     def num_tokens(self, patches: int) -> int:
@@ -71,12 +69,10 @@ class LinearConnector(Connector):
 class MLPConnector(Connector, LlavaMultiModalProjector):
     """LLaVA-1.5's two layers with a GELU."""
 
-    def __init__(self, config: LlavaConfig) -> None:
+    def __init__(self, config: Any) -> None:
         LlavaMultiModalProjector.__init__(self, config)
 
-    def forward(
-        self, patches: Float[Tensor, "views patches d_vision"]
-    ) -> Float[Tensor, "views patches d_llm"]:
+    def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views patches d_llm"]:
         return LlavaMultiModalProjector.forward(self, patches)
 
     def num_tokens(self, patches: int) -> int:

@@ -21,7 +21,7 @@ from ..errors import SightlineError
 from ..methods.base import Sizes
 from ..methods.compose import build_methods
 from ..types import IGNORE, PAD, PROMPT, VISUAL, Batch, Trace
-from .configuration import SightlineConfig, spec
+from .configuration import SightlineConfig
 from .connectors import CONNECTORS, connector_width
 
 
@@ -41,17 +41,15 @@ class SightlineModel(LlavaModel):
     @property
     def sizes(self) -> Sizes:
         """The sizes that methods build their modules from."""
-        patches = spec(self.config).num_patches(self.config.vision_select)
+        patches = self.config.tower.num_patches(self.config.vision_select)
         return Sizes(
             d_vision=connector_width(self.config),
-            d_llm=self.config.text_config.hidden_size,
+            d_llm=self.config.llm.hidden_size,
             patches=patches,
             tokens=self.multi_modal_projector.num_tokens(patches),
         )
 
-    def trace(
-        self, batch: Batch, *, past_key_values: Cache | None = None, **decoder
-    ) -> tuple[Trace, Cache | None]:
+    def trace(self, batch: Batch, *, past_key_values: Cache | None = None, **decoder) -> tuple[Trace, Cache | None]:
         """The forward pass from pixels to hidden states, with everything it saw on its way."""
         edit = self.methods.edit
         patches = edit("patches", self.encode(batch.pixel_values), batch)
@@ -74,16 +72,14 @@ class SightlineModel(LlavaModel):
         views = pixel_values if len(pixel_values) else pixel_values.new_zeros(1, *pixel_values.shape[1:])
         with torch.set_grad_enabled(tower_trains and torch.is_grad_enabled()):
             states = self.vision_tower(views, output_hidden_states=layers).hidden_states
-        drop = spec(self.config).prefix if self.config.vision_select == "patch" else 0
+        drop = self.config.tower.prefix if self.config.vision_select == "patch" else 0
         return torch.cat([states[layer][:, drop:] for layer in layers], dim=-1)[: len(pixel_values)]
 
     def connect(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "sum_tokens d_llm"]:
         """Visual tokens in the language model's space, packed."""
         return self.multi_modal_projector(patches).flatten(0, 1)
 
-    def splice(
-        self, batch: Batch, visual: Float[Tensor, "sum_tokens d_llm"]
-    ) -> Float[Tensor, "batch seq d_llm"]:
+    def splice(self, batch: Batch, visual: Float[Tensor, "sum_tokens d_llm"]) -> Float[Tensor, "batch seq d_llm"]:
         """Token embeddings with the visual tokens in their placeholders: one masked write.
 
         Raises:
@@ -93,8 +89,8 @@ class SightlineModel(LlavaModel):
         places = batch.input_ids == self.config.image_token_id
         if int(places.sum()) != len(visual):
             raise SightlineError(
-                f"{len(visual)} visual tokens for {int(places.sum())} placeholders in samples {', '.join(batch.ids)}: the "
-                f"connector emits {self.sizes.tokens} for each view. Lay the rows out with this model's own processor."
+                f"{len(visual)} visual tokens for {int(places.sum())} placeholders in samples {', '.join(batch.ids)}: "
+                f"the connector emits {self.sizes.tokens} for each view. Lay the rows out with this model's own processor."
             )
         return embeds.masked_scatter(places.unsqueeze(-1), visual.to(embeds.dtype))
 
@@ -115,17 +111,17 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, config: SightlineConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
         self.model = SightlineModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.llm.hidden_size, config.llm.vocab_size, bias=False)
         self.post_init()
 
     def forward(
         self,
         input_ids: Int[Tensor, "batch seq"] | None = None,
+        pixel_values: Float[Tensor, "sum_views 3 height width"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        pixel_values: Float[Tensor, "sum_views 3 height width"] | None = None,
         view_counts: Int[Tensor, " num_images"] | None = None,
         kinds: Int[Tensor, "batch seq"] | None = None,
         turn_ids: Int[Tensor, "batch seq"] | None = None,
@@ -140,9 +136,7 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         visual = None
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         if cached and pixel_values is not None:
-            raise SightlineError(
-                "images came after the prefill; the cache was built without them. Start a new cache."
-            )
+            raise SightlineError("images came after the prefill; the cache was built without them. Start a new cache.")
         if input_ids is not None and not cached:
             batch = self.prefill_batch(
                 input_ids,
@@ -157,20 +151,14 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
             hidden, visual = trace.hidden, trace.visual
         else:
             embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
-            hidden, cache = self.model.decode(
-                embeds, attention_mask, past_key_values=past_key_values, **decoder
-            )
+            hidden, cache = self.model.decode(embeds, attention_mask, past_key_values=past_key_values, **decoder)
 
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, keep])
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size
-            )
-        return LlavaCausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=cache, image_hidden_states=visual
-        )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.llm.vocab_size)
+        return LlavaCausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, image_hidden_states=visual)
 
     def prefill_batch(
         self,
@@ -184,17 +172,13 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         places = input_ids == self.config.image_token_id
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if pixel_values is None:
-            side = spec(self.config).image_size
+            side = self.config.tower.image_size
             pixel_values = torch.zeros(0, 3, side, side, dtype=self.dtype, device=input_ids.device)
         if view_counts is None:
             view_counts = torch.ones(len(pixel_values), dtype=torch.long, device=input_ids.device)
         views = torch.ones_like(view_counts) if self.model.methods.merges_views else view_counts
         visual_counts = views * self.model.sizes.tokens
-        derived = (
-            torch.full_like(input_ids, PROMPT)
-            .masked_fill(places, VISUAL)
-            .masked_fill(attention_mask == 0, PAD)
-        )
+        derived = torch.full_like(input_ids, PROMPT).masked_fill(places, VISUAL).masked_fill(attention_mask == 0, PAD)
         for slot in self.model.methods.slots:
             token_id = (self.config.slot_token_ids or {})[slot.token]
             derived[input_ids == token_id] = self.model.methods.kinds.index(slot.kind)
@@ -216,9 +200,7 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         )
 
 
-def images_per_row(
-    places: Int[Tensor, " batch"], visual_counts: Int[Tensor, " num_images"]
-) -> Int[Tensor, " batch"]:
+def images_per_row(places: Int[Tensor, " batch"], visual_counts: Int[Tensor, " num_images"]) -> Int[Tensor, " batch"]:
     """How many images each row has, from its placeholders and the lengths of the images in order."""
     ends = visual_counts.cumsum(0)
     upto = torch.searchsorted(ends, places.cumsum(0), right=True)

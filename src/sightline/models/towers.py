@@ -44,9 +44,7 @@ def tower_spec(config: PreTrainedConfig) -> TowerSpec:
     """
     kind = config.model_type
     if kind not in TOWERS:
-        raise SightlineError(
-            f"vision tower of type '{kind}' is not supported. Supported: {', '.join(TOWERS)}."
-        )
+        raise SightlineError(f"vision tower of type '{kind}' is not supported. Supported: {', '.join(TOWERS)}.")
     prefix = 0 if kind.startswith("siglip") else 1
     if kind == "dinov2_with_registers":
         prefix += config.num_register_tokens

@@ -116,8 +116,8 @@ def take_step(
     if not math.isfinite(losses["loss"]):
         rows = ", ".join(name for batch in batches for name in batch.ids)
         raise SightlineError(
-            f"the loss of stage '{stage.name}' is {losses['loss']} at step {step}, in rows {rows}. The model was not updated "
-            f"with it. Lower the learning rate ({stage.lr}), use precision=fp32, or look at those rows."
+            f"the loss of stage '{stage.name}' is {losses['loss']} at step {step}, in rows {rows}. The model was not "
+            f"updated with it. Lower the learning rate ({stage.lr}), use precision=fp32, or look at those rows."
         )
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = clip_grad_norm_(trained, stage.clip_norm if stage.clip_norm is not None else math.inf)

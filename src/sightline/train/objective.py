@@ -50,7 +50,8 @@ class Objective(nn.Module):
         for name in weights:
             if name not in known:
                 raise SightlineError(
-                    f"weights name a loss '{name}' that nothing gives{did_you_mean(name, known)} Known: {', '.join(known)}."
+                    f"weights name a loss '{name}' that nothing gives{did_you_mean(name, known)} "
+                    f"Known: {', '.join(known)}."
                 )
         pooled = tuple(kind for kind in kinds if kind not in weights)
         terms = [Term(LANGUAGE, pooled, weights.get(LANGUAGE, 1.0))] if pooled else []
@@ -72,21 +73,18 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sums (means for coupled losses) of this batch, by name."""
         trace, _ = self.model.model.trace(batch, use_cache=False)
-        by_kind = language_sums(
-            trace.hidden, self.model.lm_head, batch.labels, batch.kinds, list(self.kinds.values())
-        )
+        by_kind = language_sums(trace.hidden, self.model.lm_head, batch.labels, batch.kinds, list(self.kinds.values()))
         sums = {name: by_kind[kind] for name, kind in self.kinds.items()}
         return sums | self.model.model.methods.losses(trace, batch, self.method_losses)
 
     def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
         """The loss to go backward from: each term's sum over its count in the whole optimizer step, weighted."""
-        terms = [
-            term.weight
-            * sum(sums[name] for name in term.pools)
-            / sum(counts[name] for name in term.pools).clamp(min=1)
-            for term in self.terms
-        ]
-        return torch.stack([torch.as_tensor(term) for term in terms]).sum()
+
+        def pooled(values: Mapping[str, Tensor], term: Term) -> Tensor:
+            return torch.stack([values[name] for name in term.pools]).sum()
+
+        means = [term.weight * pooled(sums, term) / pooled(counts, term).clamp(min=1) for term in self.terms]
+        return torch.stack(means).sum()
 
 
 def add_up(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -70,9 +70,7 @@ class Reporter:
             self._bar.start()
             self._task = self._bar.add_task(stage.name, total=total, note="")
 
-    def step(
-        self, step: int, *, epoch: float, result: "StepResult", rates: dict[str, float], seconds: float
-    ) -> None:
+    def step(self, step: int, *, epoch: float, result: "StepResult", rates: dict[str, float], seconds: float) -> None:
         """One optimizer step."""
         rate = result.samples / max(seconds, 1e-9)
         self._rate = rate if step == 1 else SMOOTHING * self._rate + (1 - SMOOTHING) * rate

@@ -65,9 +65,7 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
     write_text(folder / "recipe.yaml", dump(recipe))
     write_json(folder / "run.json", facts(recipe, device))
     with Reporter(folder / "metrics.jsonl", quiet=quiet) as reporter:
-        for stage, template, samples, validation in zip(
-            recipe.stages, templates, data, held_out, strict=True
-        ):
+        for stage, template, samples, validation in zip(recipe.stages, templates, data, held_out, strict=True):
             if stage is not recipe.stages[0]:
                 assembly = start(recipe, stage, assembly).to(device)
             rows = lay_out(recipe, assembly, template, samples, columns)
@@ -149,9 +147,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise SightlineError(
-            f"device '{name}' cannot be used: {reason}. Try device=auto or device=cpu."
-        ) from None
+        raise SightlineError(f"device '{name}' cannot be used: {reason}. Try device=auto or device=cpu.") from None
     return device
 
 

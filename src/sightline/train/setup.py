@@ -68,9 +68,7 @@ def set_modes(model: SightlineForConditionalGeneration, stage: Stage) -> None:
             module.train()
 
 
-def build_optimizer(
-    model: SightlineForConditionalGeneration, table: list[PartRow], stage: Stage
-) -> torch.optim.AdamW:
+def build_optimizer(model: SightlineForConditionalGeneration, table: list[PartRow], stage: Stage) -> torch.optim.AdamW:
     """AdamW with a group for each part, split by whether weight decay applies (matrices yes, vectors no)."""
     groups = []
     for row in (row for row in table if row.trainable):
@@ -79,18 +77,14 @@ def build_optimizer(
             chosen = [p for p in parameters if (p.ndim >= 2) == decays]
             if chosen:
                 decay = row.weight_decay if decays else 0.0
-                groups.append(
-                    {"params": chosen, "part": row.part, "peak": row.lr, "lr": row.lr, "weight_decay": decay}
-                )
+                groups.append({"params": chosen, "part": row.part, "peak": row.lr, "lr": row.lr, "weight_decay": decay})
     if not groups:
-        raise SightlineError(
-            f"stage '{stage.name}' trains nothing: its parts {stage.trainable} have no parameters."
-        )
+        raise SightlineError(f"stage '{stage.name}' trains nothing: its parts {stage.trainable} have no parameters.")
     return torch.optim.AdamW(groups, betas=stage.betas)
 
 
 def schedule(stage: Stage, num_steps: int) -> Callable[[int], float]:
-    """The share of the peak learning rate at a step (from 0): a rise over the warm-up, then cosine, linear or constant."""
+    """The share of the peak learning rate at a step (from 0): a warm-up, then cosine, linear or constant."""
     warmup = math.ceil(stage.warmup * num_steps)
 
     def factor(step: int) -> float:

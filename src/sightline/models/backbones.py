@@ -1,0 +1,128 @@
+"""The parts a model is assembled from: a vision tower with its image processor, a language model with its tokenizer.
+
+A part is named by a local folder, a hub id, or `world:clip` and `world:lm` for the tiny ones that ship with Sightline.
+"""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from ..data.processor import output_size
+from ..errors import SightlineError, did_you_mean
+from ..world import backbone_path
+from .hub import load_weights, quiet, reason
+from .towers import tower_spec
+
+WORLD_PARTS: tuple[Literal["clip"], Literal["lm"]] = ("clip", "lm")
+ImageFit = Literal["pad", "crop"]
+Loaded = TypeVar("Loaded")
+
+
+def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[Any, Any]:
+    """A vision tower in fp32, and the image processor that feeds it (Pillow's, so that pixels agree everywhere).
+
+    Raises:
+        SightlineError: if it cannot be found, is no tower that we know, lacks weights, or disagrees with its processor.
+    """
+    path = resolve(name)
+    config: Any = _found(lambda: AutoConfig.from_pretrained(path), name)
+    config = config.vision_config if hasattr(config, "vision_config") else config
+    spec = tower_spec(config)
+    tower, info = _found(lambda: load_weights(MODEL_MAPPING[type(config)], path), name)
+    _check_complete(name, info, "vision tower")
+    image_processor: Any = _found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), name)
+    if image_fit == "pad":
+        image_processor = LlavaImageProcessorPil(
+            do_pad=True,
+            size={"shortest_edge": spec.image_size},
+            crop_size={"height": spec.image_size, "width": spec.image_size},
+            resample=image_processor.resample,
+            image_mean=image_processor.image_mean,
+            image_std=image_processor.image_std,
+            rescale_factor=image_processor.rescale_factor,
+        )
+    if output_size(image_processor) != (spec.image_size, spec.image_size):
+        raise SightlineError(
+            f"'{name}': its image processor gives {output_size(image_processor)} pixels and its tower takes "
+            f"{spec.image_size}x{spec.image_size}. Use model.image_fit=pad, or mend preprocessor_config.json."
+        )
+    return tower, image_processor
+
+
+def load_language_model(name: str) -> tuple[Any, Any]:
+    """A causal language model in fp32 and its tokenizer.
+
+    Raises:
+        SightlineError: if it cannot be found or lacks weights.
+    """
+    path = resolve(name)
+    lm, info = _found(lambda: load_weights(AutoModelForCausalLM, path), name)
+    _check_complete(name, info, "language model")
+    return lm, _found(lambda: AutoTokenizer.from_pretrained(path), name)
+
+
+def add_tokens(model: Any, tokenizer: Any, tokens: Collection[str]) -> None:
+    """Give the tokenizer `tokens` and a pad token where it lacks them; new embedding rows are the mean of the old."""
+    known = tokenizer.get_vocab()
+    new = [token for token in tokens if token not in known]
+    if new:
+        tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for table in {model.get_input_embeddings(), model.get_output_embeddings()}:
+                table.weight[rows:] = table.weight[:rows].mean(0)
+
+
+def resolve(name: str) -> str:
+    """Where a part is: the shipped folder for `world:...`, else the folder or hub id as it is.
+
+    Raises:
+        SightlineError: for an unknown `world:` part, or something that looks like a path and is not there.
+    """
+    if name.startswith("world:"):
+        part = name.removeprefix("world:")
+        if part not in WORLD_PARTS:
+            raise SightlineError(
+                f"the small world has no '{part}'{did_you_mean(part, WORLD_PARTS)} It has {', '.join(WORLD_PARTS)}."
+            )
+        return str(backbone_path(part))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise SightlineError(f"no folder '{name}'. Give a local folder, a hub id, or world:clip and world:lm.")
+    return name
+
+
+def _check_complete(name: str, info: dict[str, Any], what: str) -> None:
+    """What a part brings beside (a CLIP's text side) is left; what it lacks is an error."""
+    for trouble in ("missing_keys", "mismatched_keys"):
+        if info[trouble]:
+            keys = sorted(str(key) for key in info[trouble])
+            raise SightlineError(
+                f"'{name}' does not hold its whole {what}: {trouble.removesuffix('_keys')} {', '.join(keys[:3])}"
+                f"{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}. Those weights would be random. "
+                "Use an intact checkpoint."
+            )
+
+
+def _found(load: Callable[[], Loaded], name: str) -> Loaded:
+    """`load()`, with what cannot be found or read said in one line."""
+    try:
+        with quiet():
+            return load()
+    except SightlineError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise SightlineError(
+            f"cannot load '{name}': {reason(error)}. Give a local folder or a hub id that can be reached."
+        ) from None
