@@ -1,6 +1,7 @@
 """The one error that users see: what happened, what it means, and what to do about it.
 
-`SightlineError` is a `ValueError`, so library users catch it as such; the command line prints it and exits with 2. Our own broken invariants are `assert`s, never this.
+`SightlineError` is a `ValueError`, so library users catch it as such; the command line prints it and exits with 2.
+Our own broken invariants are `assert`s, never this.
 """
 
 import difflib

@@ -179,7 +179,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
                 config = AutoConfig.from_pretrained(str(path)).to_dict()
     except (OSError, ValueError, KeyError) as error:
         raise SightlineError(
-            f"no model at '{path}': {reason(error)}. Give a run folder, a model folder, or a hub id that can be reached."
+            f"no model at '{path}': {reason(error)}. Give a run or model folder, or a hub id that can be reached."
         ) from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise SightlineError(f"the config.json of '{path}' names no model_type; it is not a model of transformers.")

@@ -90,7 +90,7 @@ class SightlineModel(LlavaModel):
         if int(places.sum()) != len(visual):
             raise SightlineError(
                 f"{len(visual)} visual tokens for {int(places.sum())} placeholders in samples {', '.join(batch.ids)}: "
-                f"the connector emits {self.sizes.tokens} for each view. Lay the rows out with this model's own processor."
+                f"the connector emits {self.sizes.tokens} for each view. Use this model's own processor."
             )
         return embeds.masked_scatter(places.unsqueeze(-1), visual.to(embeds.dtype))
 

@@ -1,0 +1,32 @@
+"""Tiny real parts on CPU, built once; shapes and types of every public function checked while the tests run."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("sightline", "beartype.beartype")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import parts  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny random backbones by name; see parts.py."""
+    return parts.build_all(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few small pictures, not all square, and LLaVA rows about them."""
+    return parts.write_pictures(tmp_path_factory.mktemp("pictures"))

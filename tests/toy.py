@@ -1,0 +1,111 @@
+"""A toy method that uses every member of the protocol: columns, a slot, a second view, a turn, edits, losses."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sightline.methods.base import AlignmentMethod, InsertedTurn, LossSpec, MethodConfig, Needs, Sizes, Slot
+from sightline.types import IGNORE, Turn
+
+
+class ToyConfig(MethodConfig):
+    strength: float = 1.0
+    turns: bool = True
+
+
+class Toy(AlignmentMethod):
+    """Merges two views by their mean, fills one slot from a table by a column, asks one more question."""
+
+    name = "toy"
+    Config = ToyConfig
+    config: ToyConfig
+
+    def __init__(self, config: ToyConfig, sizes: Sizes) -> None:
+        super().__init__(config, sizes)
+        self.levels = nn.Embedding(4, sizes.d_llm)
+        self.train_only["probe"] = nn.Linear(sizes.d_llm, 1)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            columns=("toy/level",),
+            slots=(Slot("<toy>", kind="toy/slot"),),
+            kinds=("toy/answer",),
+            views=lambda image: [image.rotate(180)],
+            merges_views=True,
+            edits=("patches", "embeds"),
+            reshapes=("patches",),
+            losses=(
+                LossSpec("toy/norm", count=lambda batch: batch.visual_counts.sum()),
+                LossSpec("toy/spread", scope="micro-batch"),
+            ),
+        )
+
+    def annotate(self, samples, tools: Any):
+        return {"toy/level": {sample.id: torch.tensor(len(sample.id) % 4) for sample in samples}}
+
+    def edit(self, tap, x, batch):
+        if tap == "patches":
+            return x.unflatten(0, (-1, 2)).mean(1)
+        slot = batch.kinds == self.kind_ids["toy/slot"]
+        if not batch.columns:
+            return torch.where(slot.unsqueeze(-1), self.levels.weight.mean(0), x)
+        levels = torch.stack(batch.columns["toy/level"]).to(x.device)
+        return torch.where(slot.unsqueeze(-1), self.levels(levels).unsqueeze(1), x)
+
+    def losses(self, trace, batch):
+        probed = self.train_only["probe"](trace.visual)
+        return {"toy/norm": self.config.strength * probed.square().sum(), "toy/spread": trace.hidden.std()}
+
+    def turns(self, sample, rng: np.random.Generator):
+        if not self.config.turns or not sample.images:
+            return []
+        question, answer = Turn("user", "how many dots?"), Turn("assistant", str(rng.integers(10)), kind="toy/answer")
+        return [InsertedTurn(after=1, question=question, answer=answer)]
+
+
+class Reshaper(AlignmentMethod):
+    """Changes the shape of the patches too, so it cannot stand beside Toy."""
+
+    name = "reshaper"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(edits=("patches",), reshapes=("patches",))
+
+
+class Nudge(AlignmentMethod):
+    """Adds a learned vector to every visual token; composes with anything."""
+
+    name = "nudge"
+
+    def __init__(self, config: MethodConfig, sizes: Sizes) -> None:
+        super().__init__(config, sizes)
+        self.vector = nn.Parameter(torch.full((sizes.d_llm,), 0.1))
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(edits=("visual",))
+
+    def edit(self, tap, x, batch):
+        return x + self.vector
+
+
+class Watcher(AlignmentMethod):
+    """Training only: a loss and nothing else, so that its model stays a stock checkpoint."""
+
+    name = "watcher"
+
+    def __init__(self, config: MethodConfig, sizes: Sizes) -> None:
+        super().__init__(config, sizes)
+        self.train_only["head"] = nn.Linear(sizes.d_llm, 1)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(losses=(LossSpec("watcher/answers", count=lambda batch: (batch.labels != IGNORE).sum()),))
+
+    def losses(self, trace, batch):
+        supervised = (batch.labels != IGNORE).unsqueeze(-1)
+        return {"watcher/answers": (self.train_only["head"](trace.hidden).square() * supervised).sum()}
