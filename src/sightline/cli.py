@@ -115,9 +115,10 @@ def evaluate(
     rows with one question and its answer work too. Every score has a 95% interval. `scores.json` records the settings,
     `predictions.jsonl` every answer.
     """
+    from .data.images import image_folder
     from .evaluation import read_questions
 
-    questions = read_questions(data, images or default_images(data))
+    questions = read_questions(data, image_folder(data, images))
     from .evaluation import evaluate as run
     from .evaluation import scores_table
     from .generation import Assistant
@@ -171,11 +172,6 @@ def recipes() -> None:
     for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         typer.echo(f"{path}\n    {first.lstrip('# ')}")
-
-
-def default_images(data: Path) -> Path:
-    """Where a question file's images are when nothing is said: `images` beside it, else its own folder."""
-    return data.parent / "images" if (data.parent / "images").is_dir() else data.parent
 
 
 def default_eval_folder(model: str, data: Path, *, blank: bool) -> Path:

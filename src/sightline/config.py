@@ -28,7 +28,7 @@ class Data(Record):
     path: str
     """A LLaVA JSON file, relative to where you are."""
     images: str | None = None
-    """The folder that the rows' image names are relative to; the file's own folder by default."""
+    """The folder of the rows' images; by default `images` beside the file if there is one, else the file's folder."""
     template: str = "vicuna_v1"
     """How turns become text: `plain` (captions) or `vicuna_v1`."""
     limit: Positive | None = None

@@ -54,6 +54,14 @@ def blank_like(image: Image.Image) -> Image.Image:
     return Image.new("RGB", image.size, BLANK)
 
 
+def image_folder(data: Path, given: Path | None) -> Path:
+    """Where the images of a data file are: the folder given, else `images` beside the file, else the file's folder."""
+    if given is not None:
+        return given
+    beside = data.parent / "images"
+    return beside if beside.is_dir() else data.parent
+
+
 def resolve_image(root: Path, name: str, where: str) -> Path:
     """The path of image `name` inside `root`.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import SightlineError, did_you_mean
 from ..types import Role, Sample, Turn
-from .images import resolve_image
+from .images import image_folder, resolve_image
 from .templates import IMAGE
 
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
@@ -19,8 +19,7 @@ def read_llava_json(path: Path, images: Path | None = None) -> list[Sample]:
 
     Args:
         path: a JSON list of rows.
-        images: the folder that the rows' image names are relative to; the file's own folder by default. Images are not
-            opened here.
+        images: the folder of the rows' images; see `image_folder` for the default. Images are not opened here.
 
     Raises:
         SightlineError: naming file, row, field and fix, for the first row that is not as it should be.
@@ -35,7 +34,7 @@ def read_llava_json(path: Path, images: Path | None = None) -> list[Sample]:
         raise SightlineError(f"{path} is not JSON: {error}. It should be one list of rows.") from None
     if not isinstance(rows, list) or not rows:
         raise SightlineError(f"{path} should hold a list of rows, and holds {_kind(rows)}.")
-    root = images if images is not None else path.parent
+    root = image_folder(path, images)
     return [sample_from_row(row, root, f"{path.name} row {i}", source=str(path)) for i, row in enumerate(rows)]
 
 

@@ -1,0 +1,5 @@
+"""`python -m sightline` is the `sightline` command."""
+
+from .cli import main
+
+main()
