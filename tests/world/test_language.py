@@ -38,25 +38,27 @@ def test_a_caption_names_everything_in_the_scene_and_nothing_else(split: Split, 
     assert scene.background in text.split() or f"{scene.background}." in text.split()
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ["train", "novel"])
 def test_nothing_can_be_answered_from_the_question_alone(split: Split):
-    """The best guess from a question's text, chosen on the answers themselves, stays near the best constant
-    answer.
+    """The commonest answer to the same text among 600 other scenes does no better than a constant answer.
 
-    On novel pictures a shape has one or two colours, so that colour and shape are left out there: what a
-    text alone could tell is known only to who has seen those pictures.
+    The bound is chance and a tenth (a colour has five of the six shapes; the rest is four standard errors). On novel
+    pictures a shape has one or two colours, so colour and shape are left out there: a text tells them only to who has
+    seen those pictures.
     """
-    given_text: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    for index in range(4000):
+    known: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(600):
         for question in asked(split, index)[1]:
-            given_text[question.ability][question.text][question.answer] += 1
+            known[question.text][question.answer] += 1
+    right: dict[str, list[bool]] = defaultdict(list)
+    for index in range(600, 1000):
+        for question in asked(split, index)[1]:
+            guess = known[question.text].most_common(1)
+            right[question.ability].append(bool(guess) and guess[0][0] == question.answer)
     for ability in ABILITIES:
-        if split == "novel" and ability in ("colour", "shape"):
-            continue
-        texts = given_text[ability].values()
-        total = sum(sum(counts.values()) for counts in texts)
-        best = sum(max(counts.values()) for counts in texts) / total
-        assert best < 1 / len(ANSWERS[ability]) + 0.11, (ability, best)
+        if split == "train" or ability not in ("colour", "shape"):
+            score = sum(right[ability]) / len(right[ability])
+            assert score < 1 / len(ANSWERS[ability]) + 0.1, (ability, score)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -42,7 +42,7 @@ def _ray(degrees: float, length: float) -> tuple[float, float]:
 OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
     "triangle": [(0.0, -0.95), (1.0, 0.85), (-1.0, 0.85)],
-    "star": [_ray(36 * i, 0.4 if i % 2 else 1.0) for i in range(10)],
+    "star": [_ray(36.0 * i, 0.4 if i % 2 else 1.0) for i in range(10)],
     "cross": [
         (x * sx, y * sy)
         for sx, sy, turn in ((1, -1, 1), (1, 1, -1), (-1, 1, 1), (-1, -1, -1))
