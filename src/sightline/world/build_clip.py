@@ -175,11 +175,16 @@ def train_clip(
     model.eval()
 
 
-def build_clip(out: Path, recipe: ClipRecipe | None = None, progress: Progress | None = None) -> None:
+def build_clip(
+    out: Path, recipe: ClipRecipe | None = None, progress: Progress | None = None, *, measured: int = 300
+) -> None:
     """Train the CLIP, save it to the folder `out`, measure what was saved, and write its card.
 
     Runs on one thread whatever the machine has, so that the weights depend on the recipe and torch's
     version alone.
+
+    Args:
+        measured: pictures of `validation` and of `novel` that the card's numbers are taken on.
 
     Raises:
         SightlineError: if `out` holds files already.
@@ -196,7 +201,9 @@ def build_clip(out: Path, recipe: ClipRecipe | None = None, progress: Progress |
         save_backbone(model, clip_processor(tokenizer, geometry), out)
         saved = CLIPModel.from_pretrained(out, dtype=torch.float32)
         splits: tuple[Split, ...] = ("validation", "novel")
-        scores = [Scores(split, 300, measure_clip(saved, tokenizer, split=split, pictures=300)) for split in splits]
+        scores = [
+            Scores(split, measured, measure_clip(saved, tokenizer, split=split, pictures=measured)) for split in splits
+        ]
     write_card(
         out,
         seconds=seconds,

@@ -90,11 +90,16 @@ def train_lm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe
     model.eval()
 
 
-def build_lm(out: Path, recipe: LmRecipe | None = None, progress: Progress | None = None) -> None:
+def build_lm(
+    out: Path, recipe: LmRecipe | None = None, progress: Progress | None = None, *, measured: int = 300
+) -> None:
     """Train the language model, save it to the folder `out`, measure what was saved, and write its card.
 
     Runs on one thread whatever the machine has, so that the weights depend on the recipe and torch's
     version alone.
+
+    Args:
+        measured: scenes of `validation` and of `novel` that the card's numbers are taken on.
 
     Raises:
         SightlineError: if `out` holds files already.
@@ -111,7 +116,9 @@ def build_lm(out: Path, recipe: LmRecipe | None = None, progress: Progress | Non
         save_backbone(model, tokenizer, out)
         saved = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
         splits: tuple[Split, ...] = ("validation", "novel")
-        scores = [Scores(split, 300, measure_lm(saved, tokenizer, split=split, scenes=300)) for split in splits]
+        scores = [
+            Scores(split, measured, measure_lm(saved, tokenizer, split=split, scenes=measured)) for split in splits
+        ]
     write_card(
         out,
         seconds=seconds,

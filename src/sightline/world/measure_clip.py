@@ -24,7 +24,7 @@ def measure_clip(
     *,
     split: Split = "validation",
     pictures: int = 300,
-    probe_pictures: int = 1000,
+    probe_pictures: int | None = None,
     seed: int = 0,
     geometry: Geometry | None = None,
 ) -> dict[str, float]:
@@ -33,7 +33,7 @@ def measure_clip(
     - `retrieval`: a picture finds its caption among 64.
     - `clean_over_wrong`: a full caption scores above the same one with one word wrong.
     - `probe_*`: a linear probe on the patches of the layer before the last (`hidden_states[-2]`, which
-    LLaVA reads), fitted on `probe_pictures` training pictures.
+    LLaVA reads), fitted on `probe_pictures` training pictures (three times `pictures` by default).
     - `word_*`: a patch of the last layer is nearest to the text feature of its word, among the words of its
     group.
 
@@ -42,7 +42,7 @@ def measure_clip(
     """
     geometry = geometry or Geometry()
     model = model.float().eval()
-    patch = patch_size(model)
+    patch, probe_pictures = patch_size(model), probe_pictures or 3 * pictures
     scenes, pixels = draw_scenes(seed, split, pictures, geometry)
     values = to_pixel_values(pixels)
     images, dense = encode_pixels(model, values, torch.arange((geometry.image // patch) ** 2 + 1))
