@@ -6,9 +6,23 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
-install_import_hook("sightline", "beartype.beartype")
+# All of the package but models.configuration: transformers' configs are dataclasses that take any keyword.
+CHECKED = [
+    "types",
+    "data",
+    "methods",
+    "objectives",
+    "train",
+    "checkpoints",
+    "evaluation",
+    "report",
+    "world",
+    "generation",
+]
+CHECKED += [f"models.{module}" for module in ("towers", "connectors", "modeling", "backbones", "assemble", "parts")]
+install_import_hook([f"sightline.{module}" for module in CHECKED], "beartype.beartype")
 
 from pathlib import Path  # noqa: E402
 

@@ -38,7 +38,8 @@ GRID = (SIDE // PATCH) ** 2
 TOWERS = ("clip", "siglip", "dinov2", "registers")
 LANGUAGE_MODELS = ("llama", "phi3", "gemma", "qwen2")
 TEXT = [
-    "A chat between a curious user and an artificial intelligence assistant. USER: What colour is the ball? ASSISTANT: red",
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "USER: What colour is the ball? ASSISTANT: red",
     "a small red ball and a large blue box on a table\nhow many are there? two. is there a cat? yes, no",
 ]
 

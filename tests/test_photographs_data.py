@@ -18,9 +18,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "photographs" / "make_photogra
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +103,7 @@ def test_cat_phone_is_stored_sideways_and_exif_turns_it_upright(folder):
         Image.open(folder / "images" / "chelsea.png") as upright,
     ):
         assert stored.size == upright.size[::-1]
-        difference = np.asarray(ImageOps.exif_transpose(stored), dtype=float) - np.asarray(
-            upright, dtype=float
-        )
+        difference = np.asarray(ImageOps.exif_transpose(stored), dtype=float) - np.asarray(upright, dtype=float)
     # JPEG at quality 90 moves a pixel here by 2 of 255 on average; the cat upside down differs by 36.
     assert np.abs(difference).mean() < 5
 
@@ -123,9 +119,7 @@ def test_cut_out_pictures_are_transparent_outside(folder):
 def test_rows_are_llava_rows(captions, instruct):
     for row in captions + instruct:
         assert set(row) in ({"id", "image", "conversations"}, {"id", "conversations"})
-        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * (
-            len(row["conversations"]) // 2
-        )
+        assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * (len(row["conversations"]) // 2)
         assert all(set(turn) == {"from", "value"} and turn["value"].strip() for turn in row["conversations"])
         asked = "".join(turn["value"] for turn in row["conversations"] if turn["from"] == "human")
         answered = "".join(turn["value"] for turn in row["conversations"] if turn["from"] == "gpt")
@@ -168,9 +162,7 @@ def test_questions_have_short_answers_and_an_ability(questions):
     for row in questions:
         assert len({"answer", "answers"} & set(row)) == 1 and len({"image", "images"} & set(row)) == 1
         answers = [row["answer"]] if "answer" in row else row["answers"]
-        assert answers and all(
-            isinstance(answer, str) and 1 <= len(answer.split()) <= 3 for answer in answers
-        )
+        assert answers and all(isinstance(answer, str) and 1 <= len(answer.split()) <= 3 for answer in answers)
         assert row["ability"] in {
             *("colour", "comparison", "count", "existence", "object", "reading", "relation", "shape"),
         }

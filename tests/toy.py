@@ -93,6 +93,19 @@ class Nudge(AlignmentMethod):
         return x + self.vector
 
 
+class Doubler(AlignmentMethod):
+    """Doubles every visual token: what it gives depends on whether it comes before or after Nudge."""
+
+    name = "doubler"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(edits=("visual",))
+
+    def edit(self, tap, x, batch):
+        return 2 * x
+
+
 class Watcher(AlignmentMethod):
     """Training only: a loss and nothing else, so that its model stays a stock checkpoint."""
 

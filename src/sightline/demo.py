@@ -1,7 +1,7 @@
 """The whole job on the small world, once: what `make demo` runs.
 
-Every step is a command that a user could type, and is shown as one. The model and its blind twin train side by side, one
-thread each, since threads of tiny models cost more than they give.
+Every step is a command that a user could type, and is shown as one. The model and its blind twin train side by side,
+one thread each, since threads of tiny models cost more than they give.
 """
 
 import json

@@ -8,6 +8,7 @@ visual tokens into them once, and checks the counts.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, LlavaForConditionalGeneration
@@ -20,7 +21,7 @@ from transformers.models.llava.modeling_llava import (
 from ..errors import SightlineError
 from ..methods.base import Sizes
 from ..methods.compose import build_methods
-from ..types import IGNORE, PAD, PROMPT, VISUAL, Batch, Trace
+from ..types import ANSWER, IGNORE, PAD, PROMPT, VISUAL, Batch, Trace
 from .configuration import SightlineConfig
 from .connectors import CONNECTORS, connector_width
 
@@ -123,8 +124,8 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         view_counts: Int[Tensor, " num_images"] | None = None,
-        kinds: Int[Tensor, "batch seq"] | None = None,
-        turn_ids: Int[Tensor, "batch seq"] | None = None,
+        kinds: Int[Tensor, "batch prompt"] | None = None,
+        turn_ids: Int[Tensor, "batch prompt"] | None = None,
         prompt_mask: Tensor | None = None,
         labels: Int[Tensor, "batch seq"] | None = None,
         use_cache: bool | None = None,
@@ -182,17 +183,15 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         for slot in self.model.methods.slots:
             token_id = (self.config.slot_token_ids or {})[slot.token]
             derived[input_ids == token_id] = self.model.methods.kinds.index(slot.kind)
-        kinds = known.get("kinds")
-        kinds = derived if kinds is None else kinds
-        turn_ids, prompt_mask = known.get("turn_ids"), known.get("prompt_mask")
+        kinds = _grown(known.get("kinds"), derived, ANSWER)
         return Batch(
             ids=tuple(f"prompt {i}" for i in range(len(input_ids))),
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=torch.full_like(input_ids, IGNORE),
             kinds=kinds,
-            turn_ids=torch.zeros_like(input_ids) if turn_ids is None else turn_ids,
-            prompt_mask=kinds == PROMPT if prompt_mask is None else prompt_mask,
+            turn_ids=_grown(known.get("turn_ids"), torch.zeros_like(input_ids), 0),
+            prompt_mask=_grown(known.get("prompt_mask"), kinds == PROMPT, False),
             pixel_values=pixel_values,
             view_counts=view_counts,
             visual_counts=visual_counts,
@@ -205,3 +204,10 @@ def images_per_row(places: Int[Tensor, " batch"], visual_counts: Int[Tensor, " n
     ends = visual_counts.cumsum(0)
     upto = torch.searchsorted(ends, places.cumsum(0), right=True)
     return upto.diff(prepend=upto.new_zeros(1))
+
+
+def _grown(given: Tensor | None, derived: Tensor, value: int) -> Tensor:
+    """What the caller gave for the prompt, `value` for what was generated since (without a cache), else `derived`."""
+    if given is None:
+        return derived
+    return F.pad(given, (0, derived.shape[1] - given.shape[1]), value=value)
