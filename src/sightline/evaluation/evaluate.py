@@ -168,7 +168,7 @@ def _watched(batches: Sequence[Sequence[Question]], total: int, progress: bool) 
         yield from batches
         return
     start = time.monotonic()
-    bar = Progress(console=Console(file=sys.stderr), transient=True)
+    bar = Progress(console=Console(file=sys.stderr))
     task = bar.add_task("asking", total=total)
     try:
         for batch in batches:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate
 from ..evaluation.scores import PREDICTIONS, Comparison, Prediction, by_ability, compare
 from ..files import write_text
-from .figures import curve_svg, image_or_words, smooth
+from .figures import LARGE, curve_svg, image_or_words, smooth
 from .run_folder import Curve, Evaluation, Run, read_run
 
 GALLERY = 12
@@ -59,12 +60,14 @@ def write_page(
 def pick_gallery(predictions: Sequence[Prediction], count: int = GALLERY, *, seed: int = 0) -> list[Prediction]:
     """A mix to look at: abilities in turn, right and wrong in turn, an image once while others are left.
 
-    It shows kinds of answers and not their shares, and depends on nothing but `predictions` and `seed`.
+    It shows kinds of answers and not their shares, and depends on nothing but `predictions` and `seed`. Questions
+    without images are shown only where there are no others.
     """
     rng = random.Random(seed)
+    candidates = [row for row in predictions if row.images] or predictions
     piles = {
         (ability, right): rng.sample(rows, len(rows))
-        for ability, all_rows in by_ability(predictions).items()
+        for ability, all_rows in by_ability(candidates).items()
         for right in (True, False)
         if (rows := [row for row in all_rows if row.correct is right])
     }
@@ -136,7 +139,7 @@ def _section(evaluation: Evaluation, twin: Run | None, notes: list[str]) -> dict
     names = (f"{evaluation.name}-blank", evaluation.name)
     theirs = next((e for name in names for e in twin.evaluations if e.name == name), None) if twin else None
     comparison: Comparison | None = None
-    if twin is not None and theirs is None:
+    if twin is not None and theirs is None and not evaluation.is_blank:
         notes.append(f"The blind twin has no evaluation '{evaluation.name}', so there is nothing to compare it with.")
     if theirs is not None:
         try:
@@ -144,6 +147,8 @@ def _section(evaluation: Evaluation, twin: Run | None, notes: list[str]) -> dict
         except SightlineError as error:
             notes.append(f"The blind twin is not shown for '{evaluation.name}': {error}")
             theirs = None
+    if theirs is not None and not theirs.is_blank:
+        notes.append(f"The blind twin was shown the images in its evaluation '{theirs.name}', not blank ones.")
     scores = evaluation.scores
     rows = [
         {
@@ -156,7 +161,7 @@ def _section(evaluation: Evaluation, twin: Run | None, notes: list[str]) -> dict
         for name, estimate in scores.by_ability.items()
     ]
     overall = {
-        "name": "All questions",
+        "name": "overall",
         "model": scores.overall,
         "twin": theirs.scores.overall if theirs else None,
         "difference": comparison.overall if comparison else None,
@@ -185,21 +190,19 @@ def _gallery(section: Mapping[str, Any], images_root: Path | None) -> list[dict[
     evaluation: Evaluation = section["evaluation"]
     root = images_root if images_root is not None else Path(evaluation.scores.images_root)
     theirs = {row.id: row.prediction for row in section["theirs"].predictions} if section["theirs"] else {}
-    return [
-        {
-            "row": row,
-            "images": [image_or_words(root / name) for name in row.images[:IMAGES_PER_QUESTION]],
-            "more": max(0, len(row.images) - IMAGES_PER_QUESTION),
-            "twin": theirs.get(row.id),
-        }
-        for row in pick_gallery(evaluation.predictions)
-    ]
+    items: list[dict[str, Any]] = []
+    for row in pick_gallery(evaluation.predictions):
+        side = LARGE if len(row.images) == 1 else LARGE // 2
+        images = [image_or_words(root / name, side) for name in row.images[:IMAGES_PER_QUESTION]]
+        more = len(row.images) - len(images)
+        items.append({"row": row, "images": images, "more": more, "twin": theirs.get(row.id)})
+    return items
 
 
 def _stages(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     stages: dict[str, list[dict[str, Any]]] = {}
     for number, curve in enumerate(curves):
-        figure = {"name": curve.quantity, "svg": curve_svg(curve, f"curve{number}"), "words": _in_words(curve)}
+        figure = {"name": curve.quantity, "svg": Markup(curve_svg(curve, f"curve{number}")), "words": _in_words(curve)}
         stages.setdefault(curve.stage, []).append(figure)
     return [{"name": name, "figures": figures} for name, figures in stages.items()]
 
@@ -209,10 +212,12 @@ def _in_words(curve: Curve) -> str:
     words: list[str] = []
     if curve.train:
         values = np.array([value for _, value in curve.train])
-        words.append(f"training {values[0]:.3g} at step {curve.train[0][0]}")
+        words.append(f"Training {values[0]:.3g} at step {curve.train[0][0]}")
         words.append(f"{smooth(values)[-1]:.3g} (smoothed) at step {curve.train[-1][0]}")
     if curve.validation:
-        words.append(f"validation {curve.validation[-1][1]:.3g} at step {curve.validation[-1][0]}")
+        words.append(
+            f"{'validation' if words else 'Validation'} {curve.validation[-1][1]:.3g} at step {curve.validation[-1][0]}"
+        )
     return ", ".join(words) + "."
 
 

@@ -33,6 +33,11 @@ class Evaluation:
     scores: Scores
     predictions: tuple[Prediction, ...]
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether the model was shown blank images."""
+        return bool(self.scores.settings.get("blank_images"))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,6 +50,7 @@ class Run:
     recipe: str
     curves: tuple[Curve, ...]
     evaluations: tuple[Evaluation, ...]
+    """By name, those on blank images last; the first one makes the headline."""
     has_model: bool
     notes: tuple[str, ...]
     """What could not be read, in words for the page."""
@@ -104,7 +110,7 @@ def _evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
                 evaluations.append(Evaluation(path.name, path, read_scores(path / SCORES), predictions))
             except SightlineError as error:
                 notes.append(f"Evaluation '{path.name}' is left out: {error}")
-    return tuple(evaluations)
+    return tuple(sorted(evaluations, key=lambda evaluation: (evaluation.is_blank, evaluation.name)))
 
 
 def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
@@ -127,9 +133,9 @@ def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
                 else:
                     wild += 1
     if unread:
-        notes.append(f"{unread} rows of {path.name} could not be read, and are left out of the curves.")
+        notes.append(f"Rows of {path.name} that could not be read, and are left out of the curves: {unread}.")
     if wild:
-        notes.append(f"{wild} losses in {path.name} are not finite numbers, and are left out of the curves.")
+        notes.append(f"Losses in {path.name} that are not finite numbers, and are left out of the curves: {wild}.")
     curves: list[Curve] = []
     for stage, quantities in points.items():
         terms = [key for key in quantities if key != "loss"]

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from sightline.report.figures import curve_svg, smooth, thin
+from sightline.report.run_folder import Curve, read_run
+
+
+def test_smooth_is_a_centred_mean():
+    # 100 values: two on either side, fewer at the ends.
+    values = np.arange(100.0)
+    values[50] += 5
+    smoothed = smooth(values)
+    assert smoothed[10] == pytest.approx(10) and smoothed[50] == pytest.approx(51)
+    assert smoothed[0] == pytest.approx((0 + 1 + 2) / 3) and smoothed[99] == pytest.approx((97 + 98 + 99) / 3)
+    assert smooth(values[:5]).tolist() == values[:5].tolist()
+
+
+def test_thin_keeps_the_mean_of_what_it_joins():
+    steps, values = thin(np.arange(1000.0), np.arange(1000.0), limit=10)
+    assert len(steps) == 10 and values[0] == pytest.approx(np.arange(100).mean())
+    assert thin(np.arange(3.0), np.arange(3.0))[0].tolist() == [0, 1, 2]
+
+
+def test_a_long_curve_stays_small():
+    curve = Curve("s", "loss", tuple((step, 1 / step) for step in range(1, 20_001)), ((20_000, 0.1),))
+    svg = curve_svg(curve, "p")
+    assert len(svg) < 60_000 and "log scale" in svg and svg.startswith('<svg viewBox="')
+
+
+def test_a_step_logged_twice_counts_once(tmp_path):
+    lines = ['{"stage": "s", "step": 1, "loss": 9}', '{"stage": "s", "step": 2, "loss": 8}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"stage": "s", "step": 2, "loss": 7}']))
+    assert read_run(tmp_path).curves == (Curve("s", "loss", ((1, 9.0), (2, 7.0)), ()),)
