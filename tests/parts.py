@@ -86,7 +86,7 @@ def build_all(root: Path) -> dict[str, Path]:
     words = tokenizer()
     lm = {**body, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     lms = {
-        "llama": LlamaForCausalLM(LlamaConfig(**lm)),
+        "llama": LlamaForCausalLM(LlamaConfig(**lm, attention_dropout=0.1)),
         "tied": LlamaForCausalLM(LlamaConfig(**lm, tie_word_embeddings=True)),
         "phi3": Phi3ForCausalLM(Phi3Config(**lm)),
         "gemma": GemmaForCausalLM(GemmaConfig(**lm, num_key_value_heads=1, head_dim=16)),

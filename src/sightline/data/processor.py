@@ -146,7 +146,7 @@ class Processor:
         if len(input_ids) > self.max_length:
             raise SightlineError(
                 f"sample '{name}' has {len(input_ids)} tokens, {int(visual.sum())} of them visual, and max_length is "
-                f"{self.max_length}. Raise model.max_length, or shorten or remove the row; nothing is cut silently."
+                f"{self.max_length}. Raise max_length, or shorten or remove the row; nothing is cut silently."
             )
         return Example(
             id=name,

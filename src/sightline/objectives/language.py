@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -18,12 +19,13 @@ def language_sums(
 ) -> dict[int, Float[Tensor, ""]]:
     """Summed cross-entropy in nats of the supervised tokens of each kind in `wanted`.
 
-    Position t predicts label t+1. Logits are computed only where there is a label, in fp32: at 32,000 words they are
-    most of the memory of a step, and most positions have none.
+    Position t predicts label t+1. Logits are computed only where there is a label, in fp32 or better: at 32,000 words
+    they are most of the memory of a step, and most positions have none.
     """
     targets = labels[:, 1:]
     supervised = targets != IGNORE
-    logits = head(hidden[:, :-1][supervised]).float()
+    logits = head(hidden[:, :-1][supervised])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(logits, targets[supervised], reduction="none")
     token_kinds = kinds[:, 1:][supervised]
     return {kind: (losses * (token_kinds == kind)).sum() for kind in wanted}
