@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sightline.errors import SightlineError
-from sightline.evaluation import Question, evaluate, read_predictions
+from sightline.evaluation import Prediction, Question, evaluate
 from sightline.report import write_page
 from sightline.report.page import pick_gallery
 
@@ -239,14 +239,22 @@ def test_folders_that_hold_no_run_are_refused(run, tmp_path):
         write_page(run, out=tmp_path / "empty")
 
 
-def test_the_gallery_mixes_abilities_and_outcomes(run, questions):
-    rows = read_predictions(run / "eval" / "test" / "predictions.jsonl")
+@pytest.mark.parametrize("num_abilities", [1, 2, 3, 5])
+def test_the_gallery_mixes_abilities_and_outcomes(num_abilities):
+    rows = [
+        Prediction(str(n), (f"{n // 2}.png",), "?", ("x",), "x", correct=n % 3 > 0, ability=f"a{n % num_abilities}")
+        for n in range(240)
+    ]
     picked = pick_gallery(rows)
     assert len({row.images for row in picked}) == 12
-    assert {row.ability for row in picked} == {"colour", "existence"}
-    assert 4 <= sum(row.correct for row in picked) <= 8
+    assert {(row.ability, row.correct) for row in picked} == {(row.ability, row.correct) for row in rows}
     assert picked == pick_gallery(rows) != pick_gallery(rows, seed=1)
-    assert pick_gallery(rows[:2]) and len(pick_gallery(rows[:2])) == 2
+
+
+def test_a_small_gallery_takes_what_there_is():
+    rows = [Prediction(str(n), ("0.png",), "?", ("x",), "x", correct=True, ability="a") for n in range(3)]
+    assert {row.id for row in pick_gallery(rows)} == {"0", "1", "2"}
+    assert pick_gallery([]) == []
 
 
 def test_the_page_stays_small_whatever_the_images_are(tmp_path):

@@ -77,8 +77,8 @@ def pick_gallery(predictions: Sequence[Prediction], count: int = GALLERY, *, see
     abilities = sorted({ability for ability, _ in piles})
     turn = 0
     while len(picked) < count and any(piles.values()):
-        ability, lap = abilities[turn % len(abilities)], turn // len(abilities)
-        wanted = (turn + lap) % 2 == 0
+        lap, place = divmod(turn, len(abilities))
+        ability, wanted = abilities[place], (lap + place) % 2 == 0
         turn += 1
         pile = piles.get((ability, wanted)) or piles.get((ability, not wanted)) or []
         while pile:
