@@ -167,8 +167,16 @@ def demo(
 
 
 @app.command()
-def recipes() -> None:
+def recipes(
+    keys: Annotated[bool, typer.Option("--keys", help="Every key of a recipe, with its default and meaning.")] = False,
+) -> None:
     """List the shipped recipes, with a line on each and the path to copy or train."""
+    if keys:
+        from .config import reference
+
+        for place, default, meaning in reference():
+            typer.echo(f"{place} ({default})\n    {meaning}")
+        return
     for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         typer.echo(f"{path}\n    {first.lstrip('# ')}")

@@ -3,6 +3,7 @@
 The diff between two recipes is the experiment, so a run folder holds its resolved recipe, every default spelled out.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,7 @@ class Stage(Record):
     """One stage of training. Nothing branches on its name."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What the stage is called in metrics and on the page."""
     data: Data
     validation: Data | None = None
     """Rows whose loss is measured while training."""
@@ -70,11 +72,15 @@ class Stage(Record):
     lr_by_part: dict[PartName, Rate] = {}
     """Learning rates of parts that differ from `lr`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """What the learning rate does after the warm-up; the first two end at zero."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.03
     """Share of the steps over which the learning rate rises."""
     weight_decay: Rate = 0.0
+    """AdamW's, on matrices; vectors (norms, biases) have none."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data; parts of one are allowed."""
     steps: Positive | None = None
     """Optimizer steps; overrides `epochs`."""
     batch_size: Positive = 16
@@ -104,9 +110,11 @@ class Recipe(Record):
     """A whole run: parts, methods, stages."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What the run is called."""
     out: str | None = None
     """The run folder; `runs/<name>` by default."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Fixes fresh weights, the order of the data, and dropout: same recipe and seed, same model."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     model: Model | None = None
@@ -214,6 +222,26 @@ def apply_override(values: Any, text: str) -> str | None:
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; reading it back gives the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def reference() -> list[tuple[str, str, str]]:
+    """Every key of a recipe: its dotted place, its default, what it means. `*` stands for a number or a name."""
+    rows: list[tuple[str, str, str]] = []
+
+    def walk(record: type[Record], prefix: str) -> None:
+        for name, field in record.model_fields.items():
+            place = prefix + name
+            inner = {"model": Model, "stages": Stage, "data": Data, "validation": Data}.get(name)
+            if name == "validation":
+                rows.append((place, "none", "Rows whose loss is measured while training; keys as in `data`."))
+            elif inner is not None:
+                walk(inner, f"{place}.*." if name == "stages" else f"{place}.")
+            else:
+                default = "required" if field.is_required() else json.dumps(field.default).strip('"')
+                rows.append((place, default, " ".join((field.description or "").split())))
+
+    walk(Recipe, "")
+    return rows
 
 
 def _describe(error: Any) -> str:
