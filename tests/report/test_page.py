@@ -118,6 +118,8 @@ def test_the_page_says_what_the_run_did(written):
     assert "Its blind twin, trained the same with blank images, answers 83.3%" in outline.text
     assert "+3.3 points" in outline.text
     assert "One seed: no claim" in outline.text
+    # Of colours red is always right; of existence 20 of 30 are yes.
+    assert "commonest answer would score 83.3%" in outline.text
     for words in (
         "pretrain",
         "finetune, loss/b",

@@ -256,6 +256,8 @@ def _design_effect(hits: Float[Array, " questions"], clusters: Sequence[str] | N
         return 1.0
     residuals = _sum_by_cluster((hits - share)[:, None], clusters)[:, 0]
     groups = len(residuals)
+    if groups == n:
+        return 1.0
     if groups < 2:
         return float(n)
     between = groups / (groups - 1) * (residuals**2).sum() / n**2
