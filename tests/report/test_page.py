@@ -202,6 +202,8 @@ def test_what_is_broken_is_said_in_words(own, questions, tmp_path):
     (own / "metrics.jsonl").write_text('{"stage": "pretrain", "step": 41, "loss": NaN}\n[1]\n{"sta')
     (own / "eval" / "other").mkdir()
     (own / "eval" / "other" / "predictions.jsonl").write_text("{}")
+    evaluate(Fake(questions), questions[:5], out=own / "eval" / "mixed", progress=False)
+    shutil.copy(own / "eval" / "test" / "scores.json", own / "eval" / "mixed")
     evaluate(Fake(questions), questions[:5], out=tmp_path / "twin" / "eval" / "test", progress=False)
     _, outline = write(own, twin=tmp_path / "twin", images_root=tmp_path / "nowhere")
     for words in (
@@ -209,6 +211,7 @@ def test_what_is_broken_is_said_in_words(own, questions, tmp_path):
         "left out of the curves: 2",
         "not finite numbers, and are left out of the curves: 1",
         "Evaluation 'other' is left out",
+        "scores.json and predictions.jsonl do not belong together",
         "The blind twin is not shown for 'test'",
         "do not hold the same questions",
         "Image not found or not readable",

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +106,18 @@ def _evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir():
             try:
-                predictions = tuple(read_predictions(path / PREDICTIONS))
-                evaluations.append(Evaluation(path.name, path, read_scores(path / SCORES), predictions))
+                evaluations.append(_evaluation(path))
             except SightlineError as error:
                 notes.append(f"Evaluation '{path.name}' is left out: {error}")
     return tuple(sorted(evaluations, key=lambda evaluation: (evaluation.is_blank, evaluation.name)))
+
+
+def _evaluation(path: Path) -> Evaluation:
+    predictions, scores = read_predictions(path / PREDICTIONS), read_scores(path / SCORES)
+    counts = Counter(row.ability for row in predictions)
+    if counts != {ability: estimate.n for ability, estimate in scores.by_ability.items()}:
+        raise SightlineError(f"{SCORES} and {PREDICTIONS} do not belong together. Run `sightline eval` again.")
+    return Evaluation(path.name, path, scores, tuple(predictions))
 
 
 def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
