@@ -38,7 +38,7 @@ def _root(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).", metavar="RECIPE")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file (YAML), or a shipped recipe's name.", metavar="RECIPE")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to it, as key=value.", metavar="[KEY=VALUE]...")
     ] = None,
@@ -170,16 +170,18 @@ def demo(
 def recipes(
     keys: Annotated[bool, typer.Option("--keys", help="Every key of a recipe, with its default and meaning.")] = False,
 ) -> None:
-    """List the shipped recipes, with a line on each and the path to copy or train."""
+    """List the shipped recipes: name, file and a line on each. `sightline train NAME` takes them by name."""
     if keys:
         from .config import reference
 
         for place, default, meaning in reference():
             typer.echo(f"{place} ({default})\n    {meaning}")
         return
-    for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml")):
+    from .config import shipped_recipes
+
+    for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        typer.echo(f"{path}\n    {first.lstrip('# ')}")
+        typer.echo(f"{name}  ({path})\n    {first.lstrip('# ')}")
 
 
 def default_eval_folder(model: str, data: Path, *, blank: bool) -> Path:

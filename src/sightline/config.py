@@ -142,17 +142,30 @@ class Recipe(Record):
         return Path(self.out) if self.out else Path("runs") / self.name
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship with Sightline, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe from YAML, apply dotted overrides such as `stages.0.lr=2e-3`, and check it.
+
+    Args:
+        path: a file, or the name of a shipped recipe (`world`).
 
     Raises:
         SightlineError: with every error at once, each with its place, and the nearest known key for unknown ones.
     """
     file = Path(path)
+    if str(path) in shipped_recipes() and not file.is_file():
+        file = shipped_recipes()[str(path)]
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SightlineError(f"recipe not found: {file}. Shipped ones are listed by `sightline recipes`.") from None
+        raise SightlineError(
+            f"recipe not found: {file}{did_you_mean(str(path), shipped_recipes())} "
+            f"Give a file, or a shipped one: {', '.join(shipped_recipes())}."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SightlineError(f"cannot read {file}: {error}.") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
