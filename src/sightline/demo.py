@@ -71,8 +71,7 @@ def run_demo(out: Path, *, short: bool = False) -> Path:
     for split in ("validation", "novel"):
         questions = str(world / f"{split}.questions.jsonl")
         _run(console, "eval", str(run), "--data", questions)
-        same_name = ["--out", str(twin / "eval" / f"{split}.questions")]
-        _run(console, "eval", str(twin), "--data", questions, "--blank-images", *same_name)
+        _run(console, "eval", str(twin), "--data", questions, "--blank-images")
 
     _say(console, "4. ask it")
     for picture, question in _examples(world / "validation.questions.jsonl"):

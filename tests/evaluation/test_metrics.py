@@ -90,6 +90,13 @@ def test_correct_reads_sentences_for_yes_no_questions_only():
     assert not is_correct("It is red, no doubt", ["red"])
 
 
+def test_babble_is_never_right():
+    """POPE reads an answer that says neither as yes; that is a convention for its table, not a right answer."""
+    assert parse_yes_no("de de de") == "yes"
+    assert not is_correct("de de de", ["yes"])
+    assert not is_correct("", ["yes"])
+
+
 def test_yes_no_scores_by_hand():
     # TP 2 (first two), FP 1 (third), FN 1 (fourth), TN 1 (last): accuracy 3/5, precision 2/3, recall 2/3,
     # F1 2*2 / (3 + 3) = 2/3, answered yes 3/5, truly yes 3/5; "hm" is read as yes, and counted as unread.

@@ -100,9 +100,15 @@ def yes_no_truth(answers: Sequence[str]) -> YesNo | None:
 
 
 def is_correct(prediction: str, answers: Sequence[str]) -> bool:
-    """A yes/no question is read by `parse_yes_no`, as POPE does; any other question needs an exact match."""
+    """Whether an answer is right: an exact match, or for a yes/no question the right word in its first sentence.
+
+    Stricter than the scores of `yes_no_scores`, which follow POPE and count an answer that says neither as yes: babble
+    is never right here.
+    """
     truth = yes_no_truth(answers)
-    return exact_match(prediction, answers) if truth is None else parse_yes_no(prediction) == truth
+    if truth is None:
+        return exact_match(prediction, answers)
+    return says_yes_or_no(prediction) and parse_yes_no(prediction) == truth
 
 
 def yes_no_scores(
