@@ -25,14 +25,14 @@ from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
 from .training import Progress, one_thread, run
 
 MAX_TEXT = 48
-"""Tokens; the longest caption has 37."""
+"""Tokens; the longest caption has 30."""
 
 
 @dataclass(frozen=True)
 class ClipRecipe:
     """How the CLIP is built."""
 
-    steps: int = 2500
+    steps: int = 3000
     seed: int = 0
     scenes: int = 12_000
     """Training pictures, drawn once."""

@@ -57,6 +57,8 @@ def save_backbone(model: PreTrainedModel, text: PreTrainedTokenizerBase | Proces
         partial.chmod(0o755)
         model.half().save_pretrained(partial)
         text.save_pretrained(partial)
+        for path in partial.iterdir():
+            path.chmod(0o644)
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -21,7 +21,7 @@ from .language import ABILITIES, ANSWERS, CAPTION_REQUESTS, TEMPLATES, caption, 
 from .scene import MOST_THINGS, Scene, sample_scene
 from .tokenizer import BOS_ID, EOS_ID
 
-VOCABULARY_OF_SCENES = 1 << 24
+SCENES = 1 << 24
 """Scenes that descriptions are drawn from."""
 ANSWER, WORD, TOLD_WORD, OTHER = 1.0, 0.2, 0.1, 0.02
 """Weights of the loss: a word that the description settles, other words of a branch, content told first, the rest."""
@@ -128,7 +128,7 @@ class Writer:
 
 def draw_scene(seed: int, rng: np.random.Generator) -> tuple[int, Scene]:
     """A training scene and its number."""
-    index = int(rng.integers(VOCABULARY_OF_SCENES))
+    index = int(rng.integers(SCENES))
     return index, sample_scene(seed, "train", index)
 
 

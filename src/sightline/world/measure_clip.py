@@ -53,9 +53,10 @@ def measure_clip(
         rng = stream(seed, split, i, "questions")
         wrong.append(caption(swap_one(scene, rng), stream(seed, split, i, "caption")))
     right_side, wrong_side = encode_texts(model, tokenizer, (*clean, *wrong)).split(pictures)
+    among = min(64, pictures)
     found = [
-        (images[i : i + 64] @ right_side[i : i + 64].T).argmax(1) == torch.arange(len(images[i : i + 64]))
-        for i in range(0, pictures - 63, 64)
+        (images[i : i + among] @ right_side[i : i + among].T).argmax(1) == torch.arange(among)
+        for i in range(0, pictures - among + 1, among)
     ]
     above = (images * right_side).sum(1) > (images * wrong_side).sum(1)
     scores = {
