@@ -28,10 +28,14 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 import parts  # noqa: E402
+from sightline.models.assemble import Assembly, assemble  # noqa: E402
 
 torch.set_num_threads(1)
+settings.register_profile("sightline", deadline=None, database=None, derandomize=True, max_examples=60)
+settings.load_profile("sightline")
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +48,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a few small pictures, not all square, and LLaVA rows about them."""
     return parts.write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def assembled(tiny: dict[str, Path]):
+    """`assembled("clip", "llama", connector="mlp", ...)`: a tiny model, made once and shared: tests leave it as it is."""
+    made: dict[str, Assembly] = {}
+
+    def get(vision: str = "clip", language: str = "llama", **options) -> Assembly:
+        key = repr((vision, language, sorted(options.items())))
+        if key not in made:
+            torch.manual_seed(0)
+            made[key] = assemble(str(tiny[vision]), str(tiny[language]), **options)
+        return made[key]
+
+    return get

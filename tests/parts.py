@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -61,6 +61,30 @@ def tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>" if bos else None, eos_token="</s>")
 
 
+def sentencepiece_tokenizer(*, legacy: bool) -> PreTrainedTokenizerFast:
+    """Like Llama-2's: `▁` for spaces, bytes for what it does not know. Converted the old way (a normalizer puts a `▁`
+    before every stretch between special tokens) or the new one (Metaspace, before the first only)."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    special = ["<unk>", "<s>", "</s>", *bytes_]
+    trained.train_from_iterator(
+        TEXT * 3, trainers.BpeTrainer(vocab_size=450, special_tokens=special, show_progress=False)
+    )
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    inner = Tokenizer(models.BPE(model["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if legacy:
+        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def build_all(root: Path) -> dict[str, Path]:
     """Save every tower and language model under `root`."""
     torch.manual_seed(0)
@@ -90,7 +114,7 @@ def build_all(root: Path) -> dict[str, Path]:
         "tied": LlamaForCausalLM(LlamaConfig(**lm, tie_word_embeddings=True)),
         "phi3": Phi3ForCausalLM(Phi3Config(**lm)),
         "gemma": GemmaForCausalLM(GemmaConfig(**lm, num_key_value_heads=1, head_dim=16)),
-        "qwen2": Qwen2ForCausalLM(Qwen2Config(**lm)),
+        "qwen2": Qwen2ForCausalLM(Qwen2Config(**lm, num_key_value_heads=2)),
         "gemma2": Gemma2ForCausalLM(Gemma2Config(**lm, num_key_value_heads=1, head_dim=16)),
     }
     for name, model in lms.items():

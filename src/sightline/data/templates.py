@@ -94,15 +94,16 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
             spans.append(Span(position, position + len(text), turn, role, kind))
             position += len(text)
 
-    system = template.system
+    t = template
+    system, system_end, before_user, after_user, before_answer, answer_lead, after_answer = (
+        text.replace("{eos}", eos)
+        for text in (t.system, t.system_end, *t.user, t.assistant[0], t.answer_lead, t.assistant[1])
+    )
     if turns and turns[0].role == "system":
         system, turns = turns[0].text, turns[1:]
     if system:
-        put(system + template.system_end.replace("{eos}", eos), -1)
+        put(system + system_end, -1)
 
-    (before_user, after_user), (before_answer, after_answer) = (
-        [text.replace("{eos}", eos) for text in pair] for pair in (template.user, template.assistant)
-    )
     exchange = -1
     for turn in turns:
         if turn.role == "user":
@@ -117,7 +118,7 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
             put(after_user, exchange)
         else:
             put(before_answer, exchange)
-            put(template.answer_lead + turn.text + after_answer, exchange, "assistant", turn.kind)
+            put(answer_lead + turn.text + after_answer, exchange, "assistant", turn.kind)
     if prompt_only:
         put(before_answer, exchange)
     return "".join(pieces), spans
@@ -149,7 +150,8 @@ def to_jinja(template: Template) -> str:
     system_end = literal(template.system_end)
     return (
         "{%- if messages and messages[0]['role'] == 'system' -%}"
-        "{%- set message = messages[0] -%}" + answer + "{{ " + system_end + " }}"
+        "{%- set message = messages[0] -%}{%- set system -%}" + answer + "{%- endset -%}"
+        "{%- if system -%}{{ system ~ " + system_end + " }}{%- endif -%}"
         "{%- set messages = messages[1:] -%}"
         + ("{%- else -%}{{ " + literal(template.system) + " ~ " + system_end + " }}" if template.system else "")
         + "{%- endif -%}"
