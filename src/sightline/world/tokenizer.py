@@ -5,12 +5,14 @@ else falls apart into shorter pieces and at worst into bytes, so that real sente
 Digits stand alone.
 """
 
+from functools import cache
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ..data.templates import get_template
-from .language import ABILITIES, ANSWERS, CAPTION_REQUESTS, NUMBERS, TEMPLATES, caption, questions
-from .scene import sample_scene, stream
+from .language import ANSWERS, CAPTION_REQUESTS, NUMBERS, TEMPLATES, caption, questions
+from .scene import BACKGROUNDS, COLOURS, SHAPES, sample_scene, stream
 
 PAD, IMAGE, BOS, EOS = SPECIAL = ("<pad>", "<image>", "<s>", "</s>")
 PAD_ID, IMAGE_ID, BOS_ID, EOS_ID = range(4)
@@ -22,11 +24,11 @@ SENTENCES = 400
 """Training scenes whose captions and questions the merges are learned on."""
 
 
+@cache
 def world_words() -> tuple[str, ...]:
     """Every word of the world's captions, questions, answers and requests, without punctuation."""
     texts = [*CAPTION_REQUESTS, *NUMBERS, *(t for texts in TEMPLATES.values() for t in texts)]
-    texts += [word for ability in ABILITIES for word in ANSWERS[ability]]
-    texts += [f"{caption(scene, stream(0, 'train', i, 'caption'))}" for i, scene in enumerate(_scenes())]
+    texts += [*COLOURS, *SHAPES, *BACKGROUNDS, *ANSWERS["existence"], "an", "and"]
     words = {word.strip(".,?:") for text in texts for word in text.split()}
     return tuple(sorted(word for word in words if word.isalpha()))
 
@@ -66,14 +68,12 @@ def build_tokenizer(*, append_eos: bool = False, max_length: int = 2048) -> PreT
     )
 
 
-def _scenes():
-    return (sample_scene(0, "train", i) for i in range(SENTENCES))
-
-
-def _training_text() -> list[str]:
+@cache
+def _training_text() -> tuple[str, ...]:
     texts = [f"{word} {word} {word}" for word in world_words() for _ in range(2)]
-    for i, scene in enumerate(_scenes()):
+    for i in range(SENTENCES):
+        scene = sample_scene(0, "train", i)
         texts.append(caption(scene, stream(0, "train", i, "caption")))
         texts += [q.text for q in questions(scene, "train", i, stream(0, "train", i, "questions"))]
     chat = get_template("vicuna_v1")
-    return texts + 3 * [f"{chat.system} {chat.user[0]}word{chat.user[1]}{chat.assistant[0]} word"]
+    return (*texts, *3 * [f"{chat.system} {chat.user[0]}word{chat.user[1]}{chat.assistant[0]} word"])
