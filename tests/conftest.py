@@ -52,7 +52,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def assembled(tiny: dict[str, Path]):
-    """`assembled("clip", "llama", connector="mlp", ...)`: a tiny model, made once and shared: tests leave it as it is."""
+    """`assembled("clip", "llama", connector="mlp", ...)`: a tiny model, shared: tests leave it as it is."""
     made: dict[str, Assembly] = {}
 
     def get(vision: str = "clip", language: str = "llama", **options) -> Assembly:

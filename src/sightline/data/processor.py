@@ -45,7 +45,7 @@ class Processor:
             blank_images: show grey images of the same size instead (the blind twin).
 
         Raises:
-            SightlineError: if the tokenizer cannot give offsets, or lacks `<image>` or an end of sequence,
+            SightlineError: if the tokenizer cannot give offsets, lacks `<image>`, a pad or an end of sequence,
                 or puts one after every text.
         """
         if not tokenizer.is_fast:
@@ -68,6 +68,8 @@ class Processor:
         self.methods = methods if methods is not None else Methods()
         self.max_length = max_length
         self.blank_images = blank_images
+        if tokenizer.pad_token_id is None:
+            raise SightlineError("the tokenizer has no pad token, so rows could not share a batch. Set `pad_token`.")
         self.pad_id = int(str(tokenizer.pad_token_id))
         self.image_token_id = _token_id(tokenizer, IMAGE)
         self.slot_token_ids = {slot.token: _token_id(tokenizer, slot.token) for slot in self.methods.slots}

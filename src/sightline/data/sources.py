@@ -25,12 +25,12 @@ def read_llava_json(path: Path, images: Path | None = None) -> list[Sample]:
         SightlineError: naming file, row, field and fix, for the first row that is not as it should be.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SightlineError(f"data file not found: {path}. Check `data.path` (relative to where you are).") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SightlineError(f"cannot read {path}: {error}. It should be a UTF-8 JSON file.") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SightlineError(f"{path} is not JSON: {error}. It should be one list of rows.") from None
     if not isinstance(rows, list) or not rows:
         raise SightlineError(f"{path} should hold a list of rows, and holds {_kind(rows)}.")
@@ -54,8 +54,8 @@ def sample_from_row(row: Any, root: Path, where: str, *, source: str = "") -> Sa
         hint = did_you_mean("conversations", (str(key) for key in row))
         raise SightlineError(f"{where} has no 'conversations'{hint or '.'} Each row needs its turns there.")
 
-    names = row.get("image", row.get("images")) or []
-    names = [names] if isinstance(names, str) else names
+    names = row.get("image") if row.get("image") is not None else row.get("images")
+    names = [] if names is None or names == "" else [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SightlineError(f"{where}: 'image' should be a file name or a list of them, and is {_kind(names)}.")
 
@@ -87,6 +87,13 @@ def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
         speaker = message.get("from")
         if not isinstance(speaker, str) or speaker not in ROLES:
             raise SightlineError(f"{where}: turn {number} is from '{speaker}'. Known: {', '.join(ROLES)}.")
+        try:
+            message["value"].encode("utf-8")
+        except UnicodeEncodeError:
+            raise SightlineError(
+                f"{where}: turn {number} holds half of a character (a lone surrogate), which cannot be tokenised. "
+                "Mend or remove it."
+            ) from None
         turns.append(Turn(ROLES[speaker], message["value"]))
     speakers = [turn.role for turn in turns if turn.role != "system"]
     in_order = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(speakers))
