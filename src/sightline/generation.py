@@ -56,7 +56,7 @@ class Assistant:
 
     def stream(self, images: Sequence[Image.Image], question: str, *, max_new_tokens: int = 256) -> str:
         """One answer, written to standard output as it comes."""
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = AnswerStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         return self._generate([images], [question], max_new_tokens=max_new_tokens, streamer=streamer)[0].strip()
 
     @torch.inference_mode()
@@ -73,6 +73,17 @@ class Assistant:
             out = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **options)
         new = out[:, inputs["input_ids"].shape[1] :]
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+
+class AnswerStreamer(TextStreamer):
+    """Writes an answer as it comes, without the space that its first token carries."""
+
+    begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text if self.begun else text.lstrip()
+        self.begun = self.begun or bool(text)
+        super().on_finalized_text(text, stream_end=stream_end)
 
 
 class StockPrompts:
