@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from sightline.data.images import BLANK, blank_like, load_image, to_rgb
 from sightline.errors import SightlineError
@@ -160,7 +160,19 @@ def test_what_cannot_be_loaded_says_so(tmp_path):
             load_image(tmp_path / name)
 
 
-FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "ICO", "PPM", "TGA", "JPEG2000", "PCX", "SGI", "DDS")
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif(tmp_path):
+    """Pillow raises a RuntimeError here, not an OSError."""
+    path = saved(tmp_path, Image.effect_noise((24, 17), 80).convert("RGB"), "a.avif")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 4
+    data[start:] = bytes(len(data) - start)
+    path.write_bytes(data)
+    with pytest.raises(SightlineError, match=r"cannot decode image .*a.avif"):
+        load_image(path)
+
+
+FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "ICO", "PPM", "TGA", "JPEG2000", "PCX", "SGI", "DDS", "BLP")
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +183,12 @@ def encoded() -> dict[str, bytes]:
     for name in FORMATS:
         buffer = io.BytesIO()
         options = {"exif": exif} if name in ("JPEG", "PNG", "TIFF", "WEBP") else {}
-        Image.effect_noise((24, 17), 80).convert("RGB").save(buffer, name, **options)
+        Image.effect_noise((24, 17), 80).convert("P" if name == "BLP" else "RGB").save(buffer, name, **options)
         out[name] = buffer.getvalue()
     return out
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=400)
 @given(
     name=st.sampled_from(FORMATS),
