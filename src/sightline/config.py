@@ -14,13 +14,17 @@ from .errors import SightlineError, did_you_mean
 
 PartName = str
 Positive = Annotated[int, Field(gt=0)]
+NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
+"""What PyYAML raises: its own error, and for values that do not fit their tag (`!!int ''`) whatever comes."""
 Rate = Annotated[float, Field(ge=0)]
 
 
 class Record(BaseModel):
     """Base of all configuration: frozen, no unknown keys, documented by the docstrings under its fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Data(Record):
@@ -163,12 +167,12 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SightlineError(
-            f"recipe not found: {file}{did_you_mean(str(path), shipped_recipes())} "
+            f"recipe not found: {file}{did_you_mean(str(path), shipped_recipes()) or '.'} "
             f"Give a file, or a shipped one: {', '.join(shipped_recipes())}."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SightlineError(f"cannot read {file}: {error}.") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except NOT_YAML as error:
         raise SightlineError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise SightlineError(f"{file} should hold a recipe: name, model and stages. It holds {type(values).__name__}.")
@@ -205,14 +209,14 @@ def apply_override(values: Any, text: str) -> str | None:
         return f"{text}: an override is written key=value, for example stages.0.lr=2e-3"
     try:
         value = yaml.safe_load(raw)
-    except (yaml.YAMLError, RecursionError, ValueError):
+    except NOT_YAML:
         return f"{key}: the value '{raw}' is not YAML"
     *path, last = key.split(".")
     place = values
     for depth, step in enumerate(path):
         so_far = ".".join(path[: depth + 1])
         if isinstance(place, list):
-            if not (step.isdecimal() and int(step) < len(place)):
+            if not _numbers(step, place):
                 return f"{so_far}: there are {len(place)} here, numbered from 0"
             place = place[int(step)]
         elif isinstance(place, dict):
@@ -222,7 +226,7 @@ def apply_override(values: Any, text: str) -> str | None:
         else:
             return f"{so_far}: has no parts of its own"
     if isinstance(place, list):
-        if not (last.isdecimal() and int(last) < len(place)):
+        if not _numbers(last, place):
             return f"{key}: there are {len(place)} here, numbered from 0"
         place[int(last)] = value
     elif isinstance(place, dict):
@@ -230,6 +234,11 @@ def apply_override(values: Any, text: str) -> str | None:
     else:
         return f"{key}: '{'.'.join(path)}' has no parts of its own"
     return None
+
+
+def _numbers(step: str, place: list[Any]) -> bool:
+    """Whether a step of a key is the number of something in a list."""
+    return step.isdecimal() and len(step) < 10 and int(step) < len(place)
 
 
 def dump(recipe: Recipe) -> str:

@@ -70,7 +70,7 @@ def get_template(name: str) -> Template:
     """
     if name not in TEMPLATES:
         raise SightlineError(
-            f"unknown template '{name}'{did_you_mean(name, TEMPLATES)} Known: {', '.join(sorted(TEMPLATES))}."
+            f"unknown template '{name}'{did_you_mean(name, TEMPLATES) or '.'} Known: {', '.join(sorted(TEMPLATES))}."
         )
     return TEMPLATES[name]
 

@@ -92,7 +92,8 @@ def resolve(name: str) -> str:
         part = name.removeprefix("world:")
         if part not in WORLD_PARTS:
             raise SightlineError(
-                f"the small world has no '{part}'{did_you_mean(part, WORLD_PARTS)} It has {', '.join(WORLD_PARTS)}."
+                f"the small world has no '{part}'{did_you_mean(part, WORLD_PARTS) or '.'} "
+                f"It has {', '.join(WORLD_PARTS)}."
             )
         return str(backbone_path(part))
     folder = Path(name).expanduser()
