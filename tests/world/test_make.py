@@ -67,10 +67,12 @@ def test_training_files_are_llava_json(small_world: Path):
             assert (human["from"], gpt["from"]) == ("human", "gpt")
             assert human["value"].startswith("<image>\n") and human["value"].count("<image>") == 1
             assert (small_world / "images" / row["image"]).is_file()
-            if name == "instruct.json":
-                assert gpt["value"] == answer(human["value"].removeprefix("<image>\n"), truth[row["image"]])
-            else:
+            if row.get("ability", "description") == "description":
                 assert pairs_named(gpt["value"]) == {thing.pair for thing in truth[row["image"]].things}
+            else:
+                assert gpt["value"] == answer(human["value"].removeprefix("<image>\n"), truth[row["image"]])
+    described = sum(row["ability"] == "description" for row in rows(small_world / "instruct.json"))
+    assert described == -(-len(truth) // 4)
 
 
 def test_no_novel_pair_is_shown_or_named_outside_novel(small_world: Path):

@@ -2,7 +2,7 @@
 
     images/<split>/000123.png       the pictures
     pretrain.json                   LLaVA JSON: one caption for each training picture
-    instruct.json                   LLaVA JSON: one question in each row, with its `ability`
+    instruct.json                   LLaVA JSON: one question in each row with its `ability`, and some descriptions
     validation.captions.json        LLaVA JSON: clean captions to measure on
     <split>.questions.jsonl         rows {id, image, question, answer, ability} for validation, test and novel
     truth/<split>.jsonl             the scene of each picture, and what each of its patches shows
@@ -40,6 +40,9 @@ VERSION = 1
 """Of the world: another number means that the same seed gives other data."""
 PATCH = 16
 """Width of the patches that `truth/` is written for, in pixels; `draw.patch_truth` computes it for any."""
+
+DESCRIBED = 4
+"""Every fourth training picture is also described in `instruct.json`, so that tuning does not unlearn it."""
 
 Progress = Callable[[Split, int, int], None]
 """Called with the split, the pictures done and the pictures in all."""
@@ -118,7 +121,8 @@ def _write(out: Path, seed: int, sizes: dict[Split, int], progress: Progress) ->
         if split == "train":
             _write_json(out / "pretrain.json", captions)
             rows = [_llava(id, image, q.text, q.answer) | {"ability": q.ability} for id, image, q in asked]
-            _write_json(out / "instruct.json", rows)
+            described = [caption | {"ability": "description"} for caption in captions[::DESCRIBED]]
+            _write_json(out / "instruct.json", rows + described)
         else:
             if split == "validation":
                 _write_json(out / "validation.captions.json", captions)
