@@ -12,7 +12,7 @@ from .checkpoints.model import check_loading, load_model, model_folder, read_con
 from .data.collate import collate
 from .data.templates import IMAGE, get_template
 from .errors import SightlineError
-from .models.hub import load_weights, quiet
+from .models.hub import found, load_weights, quiet
 from .types import Turn
 
 
@@ -38,10 +38,9 @@ class Assistant:
             template = get_template(config["sightline"]["template"])
             self.prompts = OwnPrompts(assembly.processor(template, max_length=10**9))
         else:
-            self.model, info = load_weights(AutoModelForImageTextToText, path)
+            self.model, info = found(lambda: load_weights(AutoModelForImageTextToText, path), path)
             check_loading(path, info)
-            with quiet():
-                processor = AutoProcessor.from_pretrained(path, backend="pil")
+            processor = found(lambda: AutoProcessor.from_pretrained(path, backend="pil"), path)
             if processor.chat_template is None:
                 raise SightlineError(f"'{path}' has no chat template, so there is no way to ask it. Save it with one.")
             self.prompts = StockPrompts(processor)

@@ -29,7 +29,7 @@ from ..methods.compose import Methods
 from ..models.assemble import Assembly
 from ..models.configuration import SightlineConfig, select_of, spec, stock_strategy
 from ..models.connectors import CONNECTORS
-from ..models.hub import load_weights, quiet, reason
+from ..models.hub import UNREADABLE, found, load_weights, quiet, reason, weight_name
 from ..models.modeling import SightlineForConditionalGeneration
 
 AutoConfig.register("sightline", SightlineConfig, exist_ok=True)
@@ -89,6 +89,8 @@ def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGen
     )
     if model.config.connector == "linear":
         config.projector_hidden_act = "linear"
+    if config.vision_feature_layer == 0:
+        config.vision_feature_layer = [0]  # transformers takes a bare 0 for "no hidden states" and fails
     with torch.device("meta"):
         stock = LlavaForConditionalGeneration(config)
     prefix = "model.multi_modal_projector."
@@ -149,12 +151,11 @@ def load_model(path: str | Path) -> Assembly:
     classes = {"sightline": SightlineForConditionalGeneration, "llava": LlavaForConditionalGeneration}
     if kind not in classes:
         raise SightlineError(f"'{path}' is a model of type '{kind}'; Sightline loads {', '.join(classes)}.")
-    model, info = load_weights(classes[kind], path)
+    model, info = found(lambda: load_weights(classes[kind], path), path)
     check_loading(path, info)
     model = from_stock(model) if kind == "llava" else model
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    tokenizer = found(lambda: AutoTokenizer.from_pretrained(path), path)
+    image_processor = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), path)
     return Assembly(model.eval(), tokenizer, image_processor)
 
 
@@ -177,7 +178,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         else:
             with quiet():
                 config = AutoConfig.from_pretrained(str(path)).to_dict()
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise SightlineError(
             f"no model at '{path}': {reason(error)}. Give a run or model folder, or a hub id that can be reached."
         ) from None
@@ -194,7 +195,7 @@ def check_loading(path: str | Path, info: dict[str, Iterable[Any]]) -> None:
     """
     missing = sorted(str(key) for key in info["missing_keys"] if ".train_only." not in str(key))
     unexpected = sorted(str(key) for key in info["unexpected_keys"])
-    mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    mismatched = sorted(weight_name(key) for key in info.get("mismatched_keys", ()))
     for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""

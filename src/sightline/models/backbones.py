@@ -3,9 +3,9 @@
 A part is named by a local folder, a hub id, or `world:clip` and `world:lm` for the tiny ones that ship with Sightline.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
@@ -15,12 +15,11 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from ..data.processor import output_size
 from ..errors import SightlineError, did_you_mean
 from ..world import backbone_path
-from .hub import load_weights, quiet, reason
+from .hub import found, load_weights, weight_name
 from .towers import tower_spec
 
 WORLD_PARTS: tuple[Literal["clip"], Literal["lm"]] = ("clip", "lm")
 ImageFit = Literal["pad", "crop"]
-Loaded = TypeVar("Loaded")
 
 
 def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[Any, Any]:
@@ -30,12 +29,12 @@ def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[Any, Any]:
         SightlineError: if it cannot be found, is no tower that we know, lacks weights, or disagrees with its processor.
     """
     path = resolve(name)
-    config: Any = _found(lambda: AutoConfig.from_pretrained(path), name)
+    config: Any = found(lambda: AutoConfig.from_pretrained(path), name)
     config = config.vision_config if hasattr(config, "vision_config") else config
     spec = tower_spec(config)
-    tower, info = _found(lambda: load_weights(MODEL_MAPPING[type(config)], path), name)
+    tower, info = found(lambda: load_weights(MODEL_MAPPING[type(config)], path), name)
     _check_complete(name, info, "vision tower")
-    image_processor: Any = _found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), name)
+    image_processor: Any = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), name)
     if image_fit == "pad":
         image_processor = LlavaImageProcessorPil(
             do_pad=True,
@@ -61,25 +60,27 @@ def load_language_model(name: str) -> tuple[Any, Any]:
         SightlineError: if it cannot be found or lacks weights.
     """
     path = resolve(name)
-    lm, info = _found(lambda: load_weights(AutoModelForCausalLM, path), name)
+    lm, info = found(lambda: load_weights(AutoModelForCausalLM, path), name)
     _check_complete(name, info, "language model")
-    return lm, _found(lambda: AutoTokenizer.from_pretrained(path), name)
+    return lm, found(lambda: AutoTokenizer.from_pretrained(path), name)
 
 
 def add_tokens(model: Any, tokenizer: Any, tokens: Collection[str]) -> None:
     """Give the tokenizer `tokens` and a pad token where it lacks them; new embedding rows are the mean of the old."""
     known = tokenizer.get_vocab()
     new = [token for token in tokens if token not in known]
+    rows = model.get_input_embeddings().weight.shape[0]
+    used = min(rows, len(tokenizer))  # a table may have spare rows (Qwen's has), which nothing has trained
     if new:
         tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if len(tokenizer) > used:
         with torch.no_grad():
             for table in {model.get_input_embeddings(), model.get_output_embeddings()}:
-                table.weight[rows:] = table.weight[:rows].mean(0)
+                table.weight[used : len(tokenizer)] = table.weight[:used].mean(0)
 
 
 def resolve(name: str) -> str:
@@ -108,22 +109,9 @@ def _check_complete(name: str, info: dict[str, Any], what: str) -> None:
     """What a part brings beside (a CLIP's text side) is left; what it lacks is an error."""
     for trouble in ("missing_keys", "mismatched_keys"):
         if info[trouble]:
-            keys = sorted(str(key) for key in info[trouble])
+            keys = sorted(weight_name(key) for key in info[trouble])
             raise SightlineError(
                 f"'{name}' does not hold its whole {what}: {trouble.removesuffix('_keys')} {', '.join(keys[:3])}"
                 f"{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}. Those weights would be random. "
                 "Use an intact checkpoint."
             )
-
-
-def _found(load: Callable[[], Loaded], name: str) -> Loaded:
-    """`load()`, with what cannot be found or read said in one line."""
-    try:
-        with quiet():
-            return load()
-    except SightlineError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise SightlineError(
-            f"cannot load '{name}': {reason(error)}. Give a local folder or a hub id that can be reached."
-        ) from None

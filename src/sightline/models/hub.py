@@ -1,13 +1,21 @@
 """The border to transformers: loading without its bars and reports, where Sightline says what matters itself."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
+
+from ..errors import SightlineError
+
+Loaded = TypeVar("Loaded")
+
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
+"""What transformers raises for a model that is not there, is no model, or was cut short."""
 
 
 @contextmanager
@@ -26,9 +34,30 @@ def quiet() -> Iterator[None]:
 
 
 def load_weights(cls: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """A model of an (auto) class in fp32, and transformers' account of what was missing or unexpected."""
+    """A model of an (auto) class in fp32, and transformers' account of what was missing, unexpected or mismatched.
+
+    Callers check the account; `ignore_mismatched_sizes` only has mismatches told there instead of raised.
+    """
     with quiet():
-        return cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        return cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
+
+
+def found(load: Callable[[], Loaded], name: str) -> Loaded:
+    """`load()`, with what cannot be found or read of `name` said in one line."""
+    try:
+        with quiet():
+            return load()
+    except SightlineError:
+        raise
+    except UNREADABLE as error:
+        raise SightlineError(
+            f"cannot load '{name}': {reason(error)}. Give an intact local folder or a hub id that can be reached."
+        ) from None
+
+
+def weight_name(key: Any) -> str:
+    """The weight that an entry of that account is about; mismatches come with their two shapes."""
+    return str(key[0] if isinstance(key, tuple) else key)
 
 
 def reason(error: BaseException) -> str:

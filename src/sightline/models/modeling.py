@@ -138,6 +138,8 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         if cached and pixel_values is not None:
             raise SightlineError("images came after the prefill; the cache was built without them. Start a new cache.")
+        if input_ids is None and pixel_values is not None:
+            raise SightlineError("images came with inputs_embeds, which show no placeholders. Give input_ids instead.")
         if input_ids is not None and not cached:
             batch = self.prefill_batch(
                 input_ids,
