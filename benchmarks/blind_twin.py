@@ -18,7 +18,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from sightline.evaluation import compare, read_predictions, read_scores
+from sightline.evaluation import compare, read_scores
 
 RESULT = Path(__file__).parent / "results" / "blind_twin.json"
 SPLITS = ("test", "novel")
@@ -68,7 +68,7 @@ def run(folder: Path, seeds: list[int]) -> list[dict]:
 def differences(model: Path, twin: Path) -> list[dict]:
     """Accuracies and their paired difference, overall and by ability."""
     scores = [read_scores(path / "scores.json") for path in (model, twin)]
-    paired = compare(*(read_predictions(path / "predictions.jsonl") for path in (model, twin)))
+    paired = compare(model / "predictions.jsonl", twin / "predictions.jsonl")
     named = {"overall": (scores[0].overall, scores[1].overall, paired.overall, scores[0].baseline)}
     for ability, difference in paired.by_ability.items():
         both = (scores[0].by_ability[ability], scores[1].by_ability[ability])

@@ -20,6 +20,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield work
         work.chmod(0o755)
+        for file in (path for path in work.rglob("*") if path.is_file()):
+            file.chmod(0o644)  # safetensors writes for its owner alone
         old = work.with_name(work.name + ".old")
         if path.exists():
             path.rename(old)
@@ -52,4 +54,7 @@ def claim_empty(path: Path, what: str) -> None:
         SightlineError: if `path` is a file or a folder with something in it.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise SightlineError(f"{path} is not empty, and {what} would overwrite it. Choose another folder or remove it.")
+        raise SightlineError(
+            f"'{path}' is not empty, and {what} would overwrite it, so nothing was done. Name another folder, or "
+            f"remove this one: rm -r '{path}'"
+        )

@@ -97,7 +97,9 @@ def test_truth_on_disk_covers_every_patch(small_world: Path):
 
 def test_a_folder_with_files_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(SightlineError, match=r"exists and is not an empty folder.*nothing was made.*rm -r"):
+    with pytest.raises(
+        SightlineError, match=r"is not empty, and a world would overwrite it, so nothing was done.*rm -r"
+    ):
         make_world(tmp_path, **SMALL)
     result = CliRunner().invoke(app, ["make", str(tmp_path)])
     assert isinstance(result.exception, SightlineError)

@@ -1,10 +1,9 @@
 """Builds the world's CLIP: a standard `CLIPModel`, trained on pictures and captions of the `train` split.
 
 Contrast of pictures with captions alone teaches colour and background and leaves shape out. Three
-additions, each measured in
-trials to be needed: crops of single things with short captions, first most of the steps and later fewer; a
-term for each content word, whose own text feature must be near the four patches that answer to it best; and
-captions with one word wrong.
+additions, each measured in trials to be needed: crops of single things with short captions, first most of the steps and
+later fewer; a term for each content word, whose own text feature must be near the four patches that answer to it best;
+and captions with one word wrong.
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from .cards import Scores, refuse_files, save_backbone, write_card
+from ..files import claim_empty
+from .cards import Scores, save_backbone, write_card
 from .clip_data import MEAN, STD, WORDS, ClipBatch, crop_batch, draw_scenes, picture_batch
 from .scene import Geometry, Split
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
@@ -192,7 +192,7 @@ def build_clip(
     from .measure_clip import measure_clip
 
     recipe, geometry = recipe or ClipRecipe(), Geometry()
-    refuse_files(out)
+    claim_empty(out, "a backbone")
     tokenizer = build_tokenizer(append_eos=True, max_length=MAX_TEXT)
     with one_thread(recipe.seed) as clock:
         model = CLIPModel(clip_config(tokenizer, geometry))
@@ -208,7 +208,8 @@ def build_clip(
         out,
         seconds=seconds,
         scores=scores,
-        data="pictures, crops of single things and captions of the world's train split; no truth by patch",
+        data="pictures, crops of single things and captions of the world's train split; no truth by patch; which "
+        "captions of a batch are true of which pictures is used, so that no true one is pushed away",
         objective="InfoNCE, a term for each content word, captions with one word wrong",
         recipe=asdict(recipe),
         words="a patch is nearest to the text feature of its word with a positive sign, last layer",

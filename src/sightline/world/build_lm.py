@@ -1,9 +1,8 @@
 """Builds the world's language model: a standard `LlamaForCausalLM`, trained on scenes told in words.
 
-Trials taught what it takes for so small a model to bind a colour to its shape. Wide initial weights (.08)
-and the weight of the loss
-on the words that the description settles: without them it sits on a plateau. Telling the scene again: a
-dense task that needs the binding. One word order at first ("a red star"), then both ("a star in red").
+Trials taught what it takes for so small a model to bind a colour to its shape. Wide initial weights (.08) and the weight
+of the loss on the words that the description settles: without them it sits on a plateau. Telling the scene again: a dense
+task that needs the binding. One word order at first ("a red star"), then both ("a star in red").
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .cards import Scores, refuse_files, save_backbone, write_card
+from ..files import claim_empty
+from .cards import Scores, save_backbone, write_card
 from .lm_data import BOTH_ORDERS, ONE_ORDER, Writer, draw_scene
 from .scene import Split
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
@@ -107,7 +107,7 @@ def build_lm(
     from .measure_lm import measure_lm
 
     recipe = recipe or LmRecipe()
-    refuse_files(out)
+    claim_empty(out, "a backbone")
     tokenizer = build_tokenizer(max_length=CONTEXT)
     with one_thread(recipe.seed) as clock:
         model = LlamaForCausalLM(lm_config(tokenizer))

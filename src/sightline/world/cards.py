@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy
@@ -14,8 +12,6 @@ import PIL
 import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-
-from ..errors import SightlineError
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -30,19 +26,6 @@ class Scores:
     values: Mapping[str, float]
 
 
-def refuse_files(out: Path) -> None:
-    """Check that a backbone can be written to `out` before time is spent on it.
-
-    Raises:
-        SightlineError: if there is something already.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SightlineError(
-            f"'{out}' exists and is not an empty folder. A backbone is not written over other files, so nothing "
-            f"was built. Name another folder with --out, or remove this one: rm -r '{out}'"
-        )
-
-
 def weights_hash(folder: Path) -> str:
     """SHA-256 of the weights in `folder`."""
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
@@ -50,19 +33,9 @@ def weights_hash(folder: Path) -> str:
 
 def save_backbone(model: PreTrainedModel, text: PreTrainedTokenizerBase | ProcessorMixin, out: Path) -> None:
     """Write weights in fp16 with the tokenizer or processor; the folder appears whole or not at all."""
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        partial.chmod(0o755)
+    with atomic_folder(out) as partial:
         model.half().save_pretrained(partial)
         text.save_pretrained(partial)
-        for path in partial.iterdir():
-            path.chmod(0o644)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def write_card(folder: Path, *, seconds: float, scores: list[Scores], **about: Any) -> None:

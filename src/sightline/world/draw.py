@@ -1,9 +1,8 @@
 """The pixels of a scene, and which thing covers which patch.
 
 Things are drawn as masks at four times the size and averaged down, so that edges are smooth and coverage is
-known. All
-vertices are whole numbers of the large drawing, and colours are blended in integers: the picture is the
-same on every machine.
+known. All vertices are whole numbers of the large drawing, and colours are blended in integers: the picture is the same
+on every machine.
 """
 
 import math

@@ -13,14 +13,13 @@ The folder appears whole or not at all.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from ..errors import SightlineError
+from ..files import atomic_folder, claim_empty
 from .draw import patch_truth, render
 from .language import ABILITIES, CAPTION_REQUESTS, caption, questions
 from .scene import (
@@ -69,24 +68,13 @@ def make_world(
     """
     sizes: dict[Split, int] = {"train": train, "validation": validation, "test": test, "novel": novel}
     out = out.resolve()
-    _check(out, seed, sizes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        partial.chmod(0o755)
+    claim_empty(out, "a world")
+    _check(seed, sizes)
+    with atomic_folder(out) as partial:
         _write(partial, seed, sizes, progress or (lambda split, done, total: None))
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
-def _check(out: Path, seed: int, sizes: dict[Split, int]) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SightlineError(
-            f"'{out}' exists and is not an empty folder. A world is not written over other files, so nothing "
-            f"was made. Name another folder, or remove this one: rm -r '{out}'"
-        )
+def _check(seed: int, sizes: dict[Split, int]) -> None:
     if seed < 0:
         raise SightlineError(f"the seed is {seed}. Scenes are drawn from whole numbers from 0 on. Try: --seed 0")
     for split, size in sizes.items():
