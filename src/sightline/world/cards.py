@@ -13,6 +13,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..files import atomic_folder
+
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
 
