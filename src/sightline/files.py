@@ -25,7 +25,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         old = work.with_name(work.name + ".old")
         if path.exists():
             path.rename(old)
-        work.rename(path)
+        try:
+            work.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)

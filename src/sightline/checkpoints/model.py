@@ -28,7 +28,7 @@ from ..files import atomic_folder
 from ..methods.compose import Methods
 from ..models.assemble import Assembly
 from ..models.configuration import SightlineConfig, select_of, spec, stock_strategy
-from ..models.connectors import CONNECTORS
+from ..models.connectors import CONNECTORS, LinearConnector
 from ..models.hub import UNREADABLE, found, load_weights, quiet, reason, weight_name
 from ..models.modeling import SightlineForConditionalGeneration
 
@@ -110,14 +110,17 @@ def from_stock(stock: LlavaForConditionalGeneration) -> SightlineForConditionalG
     for key in ("model_type", "architectures"):
         values.pop(key, None)
     values |= {"vision_config": stock.config.vision_config, "text_config": stock.config.text_config}
+    projector = stock.model.multi_modal_projector.state_dict()
     connector = note.get("connector", "mlp")
+    if connector == "linear" and not LinearConnector.expresses(projector):
+        connector = "mlp"  # trained on by others, as the two layers that the checkpoint shows
     config = SightlineConfig(**values, connector=connector, vision_select=select_of(stock.config), methods=[])
     with torch.device("meta"):
         model = SightlineForConditionalGeneration(config)
     model.model.vision_tower = stock.model.vision_tower
     model.model.language_model = stock.model.language_model
     model.model.multi_modal_projector = CONNECTORS[connector](config)
-    model.model.multi_modal_projector.load_stock_state(stock.model.multi_modal_projector.state_dict())
+    model.model.multi_modal_projector.load_stock_state(projector)
     model.model.methods = Methods()
     model.lm_head = stock.lm_head
     model.generation_config = stock.generation_config
@@ -129,6 +132,7 @@ def stock_processor(assembly: Assembly, template: Template) -> LlavaProcessor:
     tower = spec(assembly.model.config)
     tokenizer = assembly.tokenizer
     tokenizer.padding_side = "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # what is saved; the attribute alone is not
     return LlavaProcessor(
         image_processor=assembly.image_processor,
         tokenizer=tokenizer,
@@ -182,7 +186,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise SightlineError(
             f"no model at '{path}': {reason(error)}. Give a run or model folder, or a hub id that can be reached."
         ) from None
-    if not isinstance(config, dict) or "model_type" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise SightlineError(f"the config.json of '{path}' names no model_type; it is not a model of transformers.")
     return config
 

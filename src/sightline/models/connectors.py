@@ -61,6 +61,12 @@ class LinearConnector(Connector):
             "linear_2.bias": torch.zeros_like(bias),
         }
 
+    @staticmethod
+    def expresses(state: Mapping[str, Tensor]) -> bool:
+        """Whether a stock state is that of a linear connector: its second layer is the identity."""
+        weight, bias = state["linear_2.weight"], state["linear_2.bias"]
+        return torch.equal(weight, torch.eye(len(weight)).to(weight)) and not bool(bias.any())
+
     def load_stock_state(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `stock_state`."""
         self.linear.load_state_dict({"weight": state["linear_1.weight"], "bias": state["linear_1.bias"]})
