@@ -157,5 +157,5 @@ def test_a_build_gives_the_same_weights_again_and_refuses_to_write_over_them(nam
     cards = [json.loads((tmp_path / folder / "card.json").read_text()) for folder in ("one", "two")]
     assert cards[0]["weights_sha256"] == cards[1]["weights_sha256"]
     assert {scores["split"] for scores in cards[0]["scores"]} == {"validation", "novel"}
-    with pytest.raises(SightlineError, match="nothing was built"):
+    with pytest.raises(SightlineError, match="a backbone would overwrite it, so nothing was done"):
         build(tmp_path / "one")

@@ -1,8 +1,8 @@
 """Builds the world's language model: a standard `LlamaForCausalLM`, trained on scenes told in words.
 
 Trials taught what it takes for so small a model to bind a colour to its shape. Wide initial weights (.08) and the
-weight of the loss on the words that the description settles: without them it sits on a plateau. Telling the scene again:
-a dense task that needs the binding. One word order at first ("a red star"), then both ("a star in red").
+weight of the loss on the words that the description settles: without them it sits on a plateau. Telling the scene
+again: a dense task that needs the binding. One word order at first ("a red star"), then both ("a star in red").
 """
 
 from collections.abc import Iterator
