@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 
 from .checkpoints.model import check_loading, load_model, model_folder, read_config
 from .data.collate import collate
+from .data.images import to_rgb
 from .data.templates import IMAGE, get_template
 from .errors import SightlineError
 from .models.hub import found, load_weights, quiet
@@ -50,7 +51,11 @@ class Assistant:
     def answers(
         self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], *, max_new_tokens: int = 64
     ) -> list[str]:
-        """An answer for each question about its images; one left-padded batch."""
+        """An answer for each question about its images; one left-padded batch.
+
+        Raises:
+            SightlineError: for a question that holds `<image>`; its images are given beside it.
+        """
         return [text.strip() for text in self._generate(images, questions, max_new_tokens=max_new_tokens)]
 
     def stream(self, images: Sequence[Image.Image], question: str, *, max_new_tokens: int = 256) -> str:
@@ -67,6 +72,11 @@ class Assistant:
         max_new_tokens: int,
         **options: Any,
     ) -> list[str]:
+        marked = next((question for question in questions if IMAGE in question), None)
+        if marked is not None:
+            raise SightlineError(
+                f"the question '{marked}' holds {IMAGE}; its images stand before it. Take {IMAGE} out."
+            )
         inputs = {name: value.to(self.device) for name, value in self.prompts.batch(images, questions).items()}
         with quiet():
             out = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **options)
@@ -100,7 +110,7 @@ class StockPrompts:
                 {
                     "role": "user",
                     "content": [
-                        *({"type": "image", "image": image} for image in mine),
+                        *({"type": "image", "image": to_rgb(image)} for image in mine),
                         {"type": "text", "text": question},
                     ],
                 }

@@ -1,0 +1,158 @@
+"""Asking: a batch answers as its rows do alone, a stream says what an answer says, whatever kind of model it is."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sightline.checkpoints import load_model, save_model
+from sightline.data.images import load_image
+from sightline.data.templates import get_template
+from sightline.errors import SightlineError
+from sightline.generation import Assistant, OwnPrompts, StockPrompts
+from sightline.models.assemble import assemble
+
+RED, BLUE = Image.new("RGB", (40, 30), (220, 30, 30)), Image.new("RGB", (20, 50), (30, 30, 220))
+GREEN = Image.new("RGB", (32, 32), (30, 180, 30))
+ASKED = [
+    ([RED], "What colour is it?"),
+    ([], "Is snow white?"),
+    ([RED, BLUE], "The same?"),
+    ([GREEN], "Describe what there is to see here, at some length, and then say how many boxes there are."),
+    ([BLUE, RED], "The same?"),
+    ([], "Hm"),
+]
+MODELS = {
+    "stock": ("clip", "llama", "vicuna_v1", []),
+    "stock-no-bos": ("siglip", "qwen2", "vicuna_v1", []),
+    "stock-plain": ("dinov2", "gemma", "plain", []),
+    "toy": ("clip", "llama", "vicuna_v1", [{"name": "toy:Toy"}]),
+    "nudge-no-bos": ("clip", "qwen2", "vicuna_v1", [{"name": "toy:Nudge"}]),
+    "registers": ("registers", "phi3", "vicuna_v1", []),
+}
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def folders(tiny, tmp_path_factory):
+    """A run folder for each, its model in `model`."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, (vision, language, template, methods) in MODELS.items():
+        torch.manual_seed(3)
+        assembly = assemble(str(tiny[vision]), str(tiny[language]), methods=methods)
+        with torch.no_grad():  # louder than fresh weights, so that what is asked and shown decides the answer
+            for parameter in assembly.model.parameters():
+                if parameter.ndim > 1:
+                    parameter *= 4
+        save_model(assembly, root / name / "model", get_template(template))
+    return root
+
+
+@pytest.fixture(scope="module")
+def assistant(folders):
+    made: dict[str, Assistant] = {}
+
+    def get(name: str) -> Assistant:
+        return made.setdefault(name, Assistant(folders / name))
+
+    return get
+
+
+def asked_of(name: str) -> list:
+    """A caption prompt has no words, so a plain model is asked about pictures only."""
+    return [(images, question) for images, question in ASKED if images or "plain" not in name]
+
+
+@torch.inference_mode()
+def new_tokens(assistant: Assistant, rows) -> list[list[int]]:
+    """What each row generates, up to its end of sequence."""
+    images, questions = zip(*rows, strict=True)
+    inputs = assistant.prompts.batch(images, questions)
+    out = assistant.model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+    end = assistant.tokenizer.eos_token_id
+    new = out[:, inputs["input_ids"].shape[1] :].tolist()
+    return [ids[: ids.index(end)] if end in ids else ids for ids in new]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_answers_as_its_rows_do_alone(assistant, name):
+    """Several lengths, with no, one and two images, in one left-padded batch: token for token."""
+    model, rows = assistant(name), asked_of(name)
+    together = new_tokens(model, rows)
+    assert together == [new_tokens(model, [row])[0] for row in rows]
+    assert len({tuple(ids) for ids in together}) > 1, "answers depend on what is asked"
+    assert new_tokens(model, rows[::-1]) == together[::-1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_class_decides_how_it_is_asked(assistant, name):
+    stock = name.startswith("stock")
+    assert isinstance(assistant(name).prompts, StockPrompts if stock else OwnPrompts)
+    assert type(assistant(name).model).__module__.startswith("transformers." if stock else "sightline.")
+    assert not assistant(name).model.training
+
+
+@pytest.mark.parametrize("name", ["stock", "toy"])
+def test_a_stream_says_what_an_answer_says(assistant, capsys, name):
+    for images, question in ASKED[:3]:
+        (answer,) = assistant(name).answers([images], [question], max_new_tokens=TOKENS)
+        capsys.readouterr()
+        assert assistant(name).stream(images, question, max_new_tokens=TOKENS) == answer
+        assert capsys.readouterr().out.strip() == answer
+
+
+def test_answers_are_as_many_as_questions(assistant):
+    model = assistant("stock")
+    answers = model.answers([row[0] for row in ASKED], [row[1] for row in ASKED], max_new_tokens=TOKENS)
+    assert len(answers) == len(ASKED)
+    assert [answer.strip() for answer in answers] == answers
+    with pytest.raises(ValueError, match="zip"):
+        model.answers([[]], ["a", "b"])
+
+
+def test_a_stock_checkpoint_is_asked_as_ours_would_be(folders, assistant):
+    """Both ways of making a prompt give the same ids and pixels for the same model."""
+    processor = load_model(folders / "stock").processor(get_template("vicuna_v1"))
+    images, questions = zip(*ASKED, strict=True)
+    theirs, ours = assistant("stock").prompts.batch(images, questions), OwnPrompts(processor).batch(images, questions)
+    for name in ("input_ids", "attention_mask", "pixel_values"):
+        assert torch.equal(theirs[name], ours[name]), name
+
+
+@pytest.mark.parametrize("name", ["stock", "toy"])
+def test_pictures_are_seen_as_in_training(assistant, name):
+    """Transparency on white, sixteen bits scaled, whoever opened the picture."""
+    model = assistant(name)
+    for picture in (Image.new("RGBA", (32, 32), (10, 20, 30, 0)), Image.new("I;16", (32, 32), 40000)):
+        seen, expected = (model.prompts.batch([[image]], ["What?"]) for image in (picture, load_image(picture)))
+        assert torch.equal(seen["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("name", ["stock", "toy"])
+@pytest.mark.parametrize("images", [[], [RED]])
+def test_a_question_with_a_placeholder_too_many(assistant, name, images):
+    with pytest.raises(SightlineError, match=r"<image>"):
+        assistant(name).answers([images], ["<image> What?"])
+
+
+def test_a_model_without_a_chat_template(folders, tmp_path):
+    copy = shutil.copytree(folders / "stock" / "model", tmp_path / "model")
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(SightlineError, match="has no chat template, so there is no way to ask it"):
+        Assistant(copy)
+
+
+def test_no_such_model(tmp_path):
+    with pytest.raises(SightlineError, match="no model at"):
+        Assistant(tmp_path)
+
+
+def test_weights_that_do_not_fit(folders, tmp_path):
+    copy = shutil.copytree(folders / "stock" / "model", tmp_path / "model")
+    tensors = load_file(copy / "model.safetensors")
+    del tensors[next(name for name in tensors if "multi_modal_projector" in name)]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SightlineError, match="1 weights are missing"):
+        Assistant(copy)
