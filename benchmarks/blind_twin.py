@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = run(Path(folder), options.seeds)
     facts = {name: version(name) for name in ("sightline", "torch", "transformers")}
