@@ -79,7 +79,7 @@ def ask(
     from .data.images import load_image
 
     *paths, question = arguments
-    if not paths and Path(question).is_file():
+    if not paths and is_file(question):
         raise SightlineError(
             f"'{question}' is a file, and there is no question. Add one: sightline ask MODEL IMAGE QUESTION"
         )
@@ -182,6 +182,14 @@ def recipes(
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         typer.echo(f"{name}  ({path})\n    {first.lstrip('# ')}")
+
+
+def is_file(text: str) -> bool:
+    """Whether a word of the command line names a file; a long question is too long a name to ask for."""
+    try:
+        return Path(text).is_file()
+    except OSError:
+        return False
 
 
 def default_eval_folder(model: str, data: Path, *, blank: bool) -> Path:

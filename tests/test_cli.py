@@ -1,0 +1,219 @@
+"""The command line: quick to help, and every mistake of the user's is one message and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sightline import __version__, cli
+from sightline.checkpoints import save_model
+from sightline.data.templates import get_template
+from sightline.generation import Assistant
+from sightline.models.assemble import assemble
+
+COMMANDS = ["train", "ask", "eval", "report", "demo", "recipes", "world", "world make", "world build"]
+HEAVY = {"torch", "transformers", "numpy", "matplotlib", "scipy", "PIL"}
+
+HELP_OF_EVERYTHING = """
+import io, json, sys
+from contextlib import redirect_stdout
+from sightline.cli import main
+
+out = {}
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["sightline", *words.split(), "--help"]
+    with redirect_stdout(io.StringIO()) as text:
+        try:
+            main()
+        except SystemExit as exit:
+            out[words] = [exit.code or 0, text.getvalue()]
+print(json.dumps([out, sorted(sys.modules)]))
+"""
+
+
+@pytest.fixture
+def sightline(monkeypatch, capsys):
+    """`sightline("train", "x.yaml")` -> (exit code, standard output, standard error), in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sightline", *map(str, arguments)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        assert isinstance(code, int)
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny, tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    save_model(assemble(str(tiny["clip"]), str(tiny["llama"])), folder / "model", get_template("vicuna_v1"))
+    return folder
+
+
+def test_help_imports_nothing_heavy():
+    """Every command's help exits with 0, and what is imported for it is light: `sightline --help` in under 0.5 s."""
+    run = subprocess.run(
+        [sys.executable, "-c", HELP_OF_EVERYTHING, json.dumps(["", *COMMANDS])], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    helps, modules = json.loads(run.stdout)
+    assert {words: code for words, (code, _) in helps.items()} == dict.fromkeys(["", *COMMANDS], 0)
+    for words, (_, text) in helps.items():
+        assert "Usage" in text, words
+    heavy = {name.partition(".")[0] for name in modules} & HEAVY
+    assert not heavy
+
+
+def test_every_command_is_in_the_list_above():
+    from typer.main import get_command
+
+    found = []
+    for name, command in get_command(cli.app).commands.items():
+        found += [name, *(f"{name} {inner}" for inner in getattr(command, "commands", {}))]
+    assert sorted(found) == sorted(COMMANDS)
+
+
+def test_the_script_and_the_module_are_one(tmp_path):
+    """A recipe with typos through the installed script, and through `python -m`: each problem, exit 2, no traceback."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: x\nmodel: {vision: v, langauge: l}\nstages: [{name: s, data: {path: d}, trainable: []}]")
+    script = Path(sys.executable).with_name("sightline")
+    for command in ([script], [sys.executable, "-m", "sightline"]):
+        run = subprocess.run([*command, "train", recipe, "sede=1"], capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == 2
+        assert run.stdout == ""
+        heading, *problems = run.stderr.splitlines()
+        assert heading == f"error: 4 problems in {recipe}:"
+        assert [line.split(":")[0].strip() for line in problems] == [
+            "model.language",
+            "model.langauge",
+            "stages.0.trainable",
+            "sede",
+        ]
+        assert "did you mean 'language'?" in problems[1]
+        assert "did you mean 'seed'?" in problems[3]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_version(sightline):
+    assert sightline("--version") == (0, f"sightline {__version__}\n", "")
+
+
+def test_nothing_asked_is_help(sightline):
+    code, out, err = sightline()
+    assert "Usage" in out + err
+    assert code in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "Missing argument"),
+        (["tarin"], "No such command 'tarin'"),
+        (["train", "nowhere.yaml"], "error: recipe not found: nowhere.yaml"),
+        (["train", "."], "error: cannot read ."),
+        (["ask", "nowhere", "Why?"], "error: no model at 'nowhere':"),
+        (["ask", "nowhere", "w" * 5000], "error: no model at 'nowhere':"),
+        (["ask", "nowhere", "a\nb\tc"], "error: no model at 'nowhere':"),
+        (["ask", "nowhere"], "Missing argument"),
+        (["ask", "nowhere", "gone.png", "Why?"], "error: image not found: gone.png"),
+        (["ask", "nowhere", "Why?", "--device", "tpu9"], "error: device 'tpu9' cannot be used:"),
+        (["ask", "nowhere", "Why?", "--max-new-tokens", "0"], "should be greater than or equal to 1"),
+        (["eval", "nowhere", "--data", "gone.jsonl"], "gone.jsonl"),
+        (["eval", "nowhere"], "Missing option"),
+        (["report", "nowhere"], "error:"),
+        (["world", "make"], "Missing argument"),
+    ],
+)
+def test_a_mistake_is_one_message(sightline, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = sightline(*arguments)
+    assert code == 2
+    assert message in " ".join(err.replace("│", "").split())
+    assert out == ""
+    assert not any(tmp_path.iterdir()), "nothing is written for a command that failed"
+
+
+def test_an_image_without_a_question(sightline, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    code, _, err = sightline("ask", "nowhere", tmp_path / "a.png")
+    assert code == 2
+    assert "is a file, and there is no question. Add one: sightline ask MODEL IMAGE QUESTION" in err
+
+
+def test_data_that_is_not_there_stops_before_anything_is_written(sightline, tmp_path, monkeypatch, tiny):
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(
+        f"name: x\nmodel: {{vision: {tiny['clip']}, language: {tiny['llama']}}}\n"
+        "stages: [{name: s, data: {path: gone.json}, trainable: [connector]}]"
+    )
+    code, _, err = sightline("train", "r.yaml")
+    assert code == 2
+    assert err.startswith("error: data file not found: gone.json")
+    assert not Path("runs").exists()
+
+
+def test_asking_streams_the_answer(sightline, tmp_path, run_folder):
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.save(tmp_path / "a.png")
+    question = "What colour is it? " + "Say so at length. " * 20
+    (expected,) = Assistant(run_folder).answers([[picture]], [question], max_new_tokens=5)
+    code, out, _ = sightline("ask", run_folder, tmp_path / "a.png", question, "--max-new-tokens", 5, "--device", "cpu")
+    assert (code, out.strip()) == (0, expected)
+
+
+def test_a_question_with_a_placeholder(sightline, run_folder):
+    code, _, err = sightline("ask", run_folder, "<image> What?", "--device", "cpu")
+    assert code == 2
+    assert "<image>" in err
+
+
+def test_evaluating_writes_into_the_run_folder(sightline, pictures, run_folder):
+    data = pictures / "questions.jsonl"
+    code, out, _ = sightline("eval", run_folder / "model", "--data", data, "--max-new-tokens", 2, "--device", "cpu")
+    assert code == 0
+    scores = run_folder / "eval" / "questions" / "scores.json"
+    assert str(scores) in out.replace("\n", "")
+    assert scores.is_file()
+
+
+def test_stopping_is_not_a_traceback(sightline, monkeypatch):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", stop)
+    code, _, err = sightline("train", "x.yaml")
+    assert (code, err) == (130, "stopped; what was written so far is kept\n")
+
+
+def test_recipes_are_listed(sightline):
+    code, out, _ = sightline("recipes")
+    assert code == 0
+    assert "world" in out
+
+
+@pytest.mark.parametrize(
+    ("model", "blank", "expected"),
+    [
+        ("run", False, "run/eval/test.v2"),
+        ("run/model", True, "run/eval/test.v2-blank"),
+        ("org/name", False, "runs/eval/org--name/test.v2"),
+    ],
+)
+def test_where_scores_go(tmp_path, monkeypatch, model, blank, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("run/model").mkdir(parents=True)
+    assert cli.default_eval_folder(model, Path("data/test.v2.jsonl"), blank=blank) == Path(expected)
