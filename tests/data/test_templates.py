@@ -17,7 +17,8 @@ SYSTEM = (
 EVERYWHERE = Template(
     name="everywhere",
     system="be 'kind' {eos}",
-    system_end="\n\\{eos}",
+    system_around=("{eos}[", "\n\\{eos}"),
+    after_answer="{eos}\n~",
     user=('<u "q">{eos}', "</u>\n"),
     assistant=("<a>\t{eos}", "{eos}{eos}\n"),
     answer_lead="{eos} ",
@@ -55,6 +56,53 @@ def test_plain_is_llavas_text():
     assert render(get_template("plain"), turns[:1], EOS, prompt_only=True)[0] == "<image>"
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "llama-3",
+            "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nYo<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            "phi-3",
+            "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nYo<|end|>\n"
+            "<|user|>\nBye<|end|>\n<|assistant|>\n",
+        ),
+        (
+            "chatml",
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\nYo<|im_end|>\n"
+            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_the_published_chat_formats(name, expected):
+    """Meta's Llama 3 card (BOS is the tokenizer's), Microsoft's Phi-3 card, OpenAI's ChatML as Qwen uses it."""
+    turns = turns_of([("Hi", "Yo")], system="Be brief.", question="Bye")
+    assert render(get_template(name), turns, EOS, prompt_only=True)[0] == expected
+
+
+def test_gemma_has_no_system_turn():
+    """Google's Gemma formatting page: user and model turns only."""
+    turns = turns_of([("Hi", "Yo")], question="Bye")
+    assert render(get_template("gemma"), turns, EOS, prompt_only=True)[0] == (
+        "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nYo<end_of_turn>\n"
+        "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n"
+    )
+    with pytest.raises(SightlineError, match="'gemma' has no place for a system turn"):
+        render(get_template("gemma"), [Turn("system", "Be brief."), *turns], EOS)
+
+
+def test_what_follows_an_answers_end_is_not_supervised():
+    text, spans = render(get_template("chatml"), turns_of([("Hi", "Yo")]), EOS)
+    assert [text[s.start : s.end] for s in spans if s.role == "assistant"] == ["Yo<|im_end|>"]
+    assert text.endswith("<|im_end|>\n")
+
+
 def test_a_rows_system_turn_replaces_the_default():
     text, spans = render(get_template("vicuna_v1"), turns_of([("Hi", "Yo")], system="Be brief."), EOS)
     assert text == "Be brief. USER: Hi ASSISTANT: Yo</s>"
@@ -77,6 +125,7 @@ def test_spans_say_whose_text_it_is():
 @pytest.mark.parametrize("template", [*TEMPLATES.values(), EVERYWHERE], ids=lambda t: t.name)
 @given(pairs=exchanges, system=st.none() | words, question=st.none() | words)
 def test_spans_cover_the_text_without_gaps(template, pairs, system, question):
+    system = system if template.system_around is not None else None
     turns = turns_of(pairs, system=system, question=question)
     text, spans = render(template, turns, EOS, prompt_only=question is not None)
     edges = [0, *(span.end for span in spans)]
@@ -104,6 +153,7 @@ def chat(template: Template, messages: list[dict], *, generate: bool) -> str:
 @example(pairs=[(" {{ x }} {% if %}", "{# no #}\n")], system="s\n", question="\n<image>")
 @example(pairs=[("'\"\\n", "\\")], system=None, question="")
 def test_chat_template_renders_the_same_text(template, as_list, pairs, system, question):
+    system = system if template.system_around is not None else None
     turns = turns_of(pairs, system=system, question=question)
     messages = [{"role": t.role, "content": [{"type": "text", "text": t.text}] if as_list else t.text} for t in turns]
     generate = question is not None
@@ -121,5 +171,5 @@ def test_image_items_stand_as_llava_puts_them(name, expected):
 
 
 def test_unknown_template_names_the_nearest():
-    with pytest.raises(SightlineError, match=r"unknown template 'vicuna'; did you mean 'vicuna_v1'\?.*Known: plain"):
+    with pytest.raises(SightlineError, match=r"unknown template 'vicuna'; did you mean 'vicuna_v1'\?.*Known: .*plain"):
         get_template("vicuna")

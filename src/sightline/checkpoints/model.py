@@ -57,6 +57,10 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
     """
     model = assembly.model
     reasons = why_not_stock(model)
+    ends = [*template.tokens[:1], str(assembly.tokenizer.eos_token)]
+    ids = list(dict.fromkeys(assembly.tokenizer.convert_tokens_to_ids(ends)))
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
     note = {"version": __version__, "connector": model.config.connector, "template": template.name}
     with quiet(), atomic_folder(path) as folder:
         if reasons:

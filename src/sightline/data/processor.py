@@ -61,6 +61,12 @@ class Processor:
                 "the tokenizer ends every text with its end of sequence, so a prompt would end before the answer. "
                 "Load it with add_eos_token=False."
             )
+        absent = [token for token in template.tokens if not has_token(tokenizer, token)]
+        if absent:
+            raise SightlineError(
+                f"template '{template.name}' needs the token '{absent[0]}', which the tokenizer does not have. "
+                "Use the template that the language model was made for."
+            )
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.template = template
@@ -204,8 +210,14 @@ def output_size(image_processor: Any) -> tuple[int, int]:
     return (side, side) if side else (size["height"], size["width"])
 
 
+def has_token(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    """Whether `token` is one token."""
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    return isinstance(token_id, int) and token_id != tokenizer.unk_token_id
+
+
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
-    if not isinstance(token_id, int) or token_id == tokenizer.unk_token_id:
+    if not isinstance(token_id, int) or not has_token(tokenizer, token):
         raise SightlineError(f"the tokenizer has no token '{token}'. Assemble the model with Sightline, which adds it.")
     return token_id

@@ -2,7 +2,8 @@
 
 One renderer turns a template and its turns into text with spans, from which labels are read; the same data also gives
 the Jinja chat template that a saved processor carries, so that training and serving cannot drift apart (a test holds
-the two equal). `vicuna_v1` and `plain` follow LLaVA's conversation.py (SeparatorStyle.TWO and PLAIN).
+the two equal). `vicuna_v1` and `plain` follow LLaVA's conversation.py (SeparatorStyle.TWO and PLAIN); the others follow
+the chat templates that their models are published with.
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,17 @@ class Template:
 
     name: str
     system: str = ""
-    """The default system prompt; a row's own system turn replaces it."""
-    system_end: str = ""
+    """The default system prompt; a row's own system turn replaces it. An empty one is left out whole."""
+    system_around: tuple[str, str] | None = ("", "")
+    """What stands before and after the system prompt; None for models that know no system turn."""
     user: tuple[str, str] = ("", "")
     """What stands before and after a user's message."""
     assistant: tuple[str, str] = ("", "")
     """What stands before and after an answer. What follows is supervised: it teaches the model to stop."""
+    after_answer: str = ""
+    """What stands between an answer's end and the next turn. Not supervised: generation has stopped."""
+    tokens: tuple[str, ...] = ()
+    """Special tokens of the template that the tokenizer must know. The first one ends an answer."""
     answer_lead: str = ""
     """Text between the assistant's prefix and its answer (a space). Supervised: generation starts before it."""
     user_text: bool = True
@@ -53,10 +59,41 @@ TEMPLATES: dict[str, Template] = {
             name="vicuna_v1",
             system="A chat between a curious user and an artificial intelligence assistant. "
             "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-            system_end=" ",
+            system_around=("", " "),
             user=("USER: ", " "),
             assistant=("ASSISTANT:", "{eos}"),
             answer_lead=" ",
+        ),
+        Template(
+            name="llama-3",
+            system_around=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+            user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+            assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+            tokens=("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+        ),
+        Template(
+            name="phi-3",
+            system_around=("<|system|>\n", "<|end|>\n"),
+            user=("<|user|>\n", "<|end|>\n"),
+            assistant=("<|assistant|>\n", "<|end|>"),
+            after_answer="\n",
+            tokens=("<|end|>", "<|user|>", "<|assistant|>"),
+        ),
+        Template(
+            name="gemma",
+            system_around=None,
+            user=("<start_of_turn>user\n", "<end_of_turn>\n"),
+            assistant=("<start_of_turn>model\n", "<end_of_turn>"),
+            after_answer="\n",
+            tokens=("<end_of_turn>", "<start_of_turn>"),
+        ),
+        Template(
+            name="chatml",
+            system_around=("<|im_start|>system\n", "<|im_end|>\n"),
+            user=("<|im_start|>user\n", "<|im_end|>\n"),
+            assistant=("<|im_start|>assistant\n", "<|im_end|>"),
+            after_answer="\n",
+            tokens=("<|im_end|>", "<|im_start|>"),
         ),
     )
 }
@@ -82,6 +119,9 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
         turns: an optional system turn, then user and assistant turns in alternation.
         eos: the tokenizer's end-of-sequence text, put where the template says `{eos}`.
         prompt_only: end with the assistant's prefix, ready for generation (the turns then end with a user's).
+
+    Raises:
+        SightlineError: for a system turn where the template has no place for one.
     """
     pieces: list[str] = []
     spans: list[Span] = []
@@ -94,33 +134,35 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
             spans.append(Span(position, position + len(text), turn, role, kind))
             position += len(text)
 
-    t = template
-    system, system_end, before_user, after_user, before_answer, answer_lead, after_answer = (
-        text.replace("{eos}", eos)
-        for text in (t.system, t.system_end, *t.user, t.assistant[0], t.answer_lead, t.assistant[1])
-    )
+    def fill(text: str) -> str:
+        return text.replace("{eos}", eos)
+
+    system = fill(template.system)
     if turns and turns[0].role == "system":
         system, turns = turns[0].text, turns[1:]
     if system:
-        put(system + system_end, -1)
+        if template.system_around is None:
+            raise SightlineError(
+                f"template '{template.name}' has no place for a system turn, and a row has one ('{system[:40]}'). "
+                "Put its text into the first question, or use another template."
+            )
+        put(fill(template.system_around[0]) + system + fill(template.system_around[1]), -1)
 
     exchange = -1
     for turn in turns:
         if turn.role == "user":
             exchange += 1
-            put(before_user, exchange)
-            put(
-                turn.text if template.user_text else IMAGE * turn.text.count(IMAGE),
-                exchange,
-                "user",
-                turn.kind,
-            )
-            put(after_user, exchange)
+            words = turn.text if template.user_text else IMAGE * turn.text.count(IMAGE)
+            put(fill(template.user[0]), exchange)
+            put(words, exchange, "user", turn.kind)
+            put(fill(template.user[1]), exchange)
         else:
-            put(before_answer, exchange)
-            put(answer_lead + turn.text + after_answer, exchange, "assistant", turn.kind)
+            put(fill(template.assistant[0]), exchange)
+            answer = fill(template.answer_lead) + turn.text + fill(template.assistant[1])
+            put(answer, exchange, "assistant", turn.kind)
+            put(fill(template.after_answer), exchange)
     if prompt_only:
-        put(before_answer, exchange)
+        put(fill(template.assistant[0]), exchange)
     return "".join(pieces), spans
 
 
@@ -134,41 +176,40 @@ def to_jinja(template: Template) -> str:
     def literal(text: str) -> str:
         return " ~ eos_token ~ ".join(repr(part) for part in text.split("{eos}"))
 
-    text = "{{ %s }}" if template.user_text else "{{ '<image>' * (%s).count('<image>') }}"
-    image = "<image>\n" if template.user_text else "<image>"
-    content = (
-        "{%- if message['content'] is string -%}" + text % "message['content']" + "{%- else -%}"
-        "{%- for item in message['content'] -%}"
-        "{%- if item['type'] == 'image' -%}{{ " + repr(image) + " }}"
-        "{%- elif item['type'] == 'text' -%}" + text % "item['text']" + "{%- endif -%}"
-        "{%- endfor -%}{%- endif -%}"
-    )
-    answer = (
-        "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
-        "{%- for item in message['content'] -%}{{ item['text'] }}{%- endfor -%}{%- endif -%}"
-    )
-    system_end = literal(template.system_end)
+    def say(*texts: str) -> str:
+        return "{{ " + " ~ ".join(literal(text) for text in texts) + " }}"
+
+    def content(text: str, image: str) -> str:
+        """A message's content, whether a string or a list of items."""
+        return (
+            "{%- if message['content'] is string -%}" + text % "message['content']" + "{%- else -%}"
+            "{%- for item in message['content'] -%}"
+            "{%- if item['type'] == 'image' -%}" + say(image) + "{%- elif item['type'] == 'text' -%}"
+            "" + text % "item['text']" + "{%- endif -%}{%- endfor -%}{%- endif -%}"
+        )
+
+    as_it_is = "{{ %s }}"
+    only_images = "{{ '<image>' * (%s).count('<image>') }}"
+    user = content(as_it_is, "<image>\n") if template.user_text else content(only_images, "<image>")
+    if template.system_around is None:
+        refusal = f"template {template.name} has no place for a system turn"
+        put_system, default = "{{ raise_exception(" + repr(refusal) + ") }}", ""
+    else:
+        before, after = template.system_around
+        put_system = "{{ " + literal(before) + " ~ system ~ " + literal(after) + " }}"
+        default = "{%- else -%}" + say(before, template.system, after) if template.system else ""
     return (
         "{%- if messages and messages[0]['role'] == 'system' -%}"
-        "{%- set message = messages[0] -%}{%- set system -%}" + answer + "{%- endset -%}"
-        "{%- if system -%}{{ system ~ " + system_end + " }}{%- endif -%}"
-        "{%- set messages = messages[1:] -%}"
-        + ("{%- else -%}{{ " + literal(template.system) + " ~ " + system_end + " }}" if template.system else "")
-        + "{%- endif -%}"
+        "{%- set message = messages[0] -%}{%- set system -%}" + content(as_it_is, "") + "{%- endset -%}"
+        "{%- if system -%}" + put_system + "{%- endif -%}"
+        "{%- set messages = messages[1:] -%}" + default + "{%- endif -%}"
         "{%- for message in messages -%}"
-        "{%- if message['role'] == 'user' -%}"
-        "{{ " + literal(template.user[0]) + " }}" + content + "{{ " + literal(template.user[1]) + " }}"
-        "{%- else -%}"
-        "{{ "
-        + literal(template.assistant[0])
-        + " ~ "
-        + literal(template.answer_lead)
-        + " }}"
-        + answer
-        + "{{ "
-        + literal(template.assistant[1])
-        + " }}"
-        "{%- endif -%}"
+        "{%- if message['role'] == 'user' -%}" + say(template.user[0]) + user + say(template.user[1]) + "{%- else -%}"
+        ""
+        + say(template.assistant[0], template.answer_lead)
+        + content(as_it_is, "")
+        + say(template.assistant[1], template.after_answer)
+        + "{%- endif -%}"
         "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{ " + literal(template.assistant[0]) + " }}{%- endif -%}"
+        "{%- if add_generation_prompt -%}" + say(template.assistant[0]) + "{%- endif -%}"
     )

@@ -62,7 +62,7 @@ class Writer:
     def __post_init__(self) -> None:
         self.settled = {self.encode(f" {a}")[0] for ability in ABILITIES for a in ANSWERS[ability]}
         chat = get_template("vicuna_v1")
-        self.lead = chat.system + chat.system_end + chat.user[0]
+        self.lead = chat.system + " " + chat.user[0]
         self.reply = chat.user[1] + chat.assistant[0]
 
     def encode(self, text: str) -> list[int]:
