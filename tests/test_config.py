@@ -179,6 +179,8 @@ def test_overrides_follow_each_other(recipe):
     )
     assert loaded.seed == 2
     assert (loaded.stages[0].validation.path, loaded.stages[0].validation.limit) == ("v.json", 5)
+    loaded = load_recipe(recipe, ["stages.0.validation=null", "stages.0.validation.path=v.json"])
+    assert loaded.stages[0].validation.path == "v.json"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,7 @@ def test_a_dumped_recipe_reads_back(recipe, tmp_path):
     again = tmp_path / "again.yaml"
     again.write_text(dump(loaded), encoding="utf-8")
     assert load_recipe(again) == loaded
+    assert dump(loaded).startswith("name: mine\n"), "in the order of the reference, not of the alphabet"
     assert yaml.safe_load(dump(loaded))["stages"][0]["betas"] == [0.9, 0.999], "every default is spelled out"
 
 

@@ -183,6 +183,8 @@ def test_to_stock_and_from_stock_share_weights(tiny):
     for model in (stock, ours):
         for name in ("model.language_model.layers.0.mlp.up_proj.weight", "lm_head.weight"):
             assert model.get_parameter(name).data_ptr() == assembly.model.get_parameter(name).data_ptr()
+        assert model.lm_head.weight is model.get_input_embeddings().weight
+        assert not any(value.is_meta for value in [*model.parameters(), *model.buffers()])
 
 
 def test_a_linear_connector_that_others_trained_on_is_no_longer_linear(saved, tmp_path):

@@ -311,6 +311,24 @@ def test_no_supervised_token_is_an_error(words, pixels):
         process(sample("<image>\nWhat?"))
 
 
+def test_a_first_token_alone_is_not_supervised(pixels):
+    """Nothing stands before it that could predict it: without BOS, a caption of one token trains nothing."""
+    process = Processor(equipped("no-bos"), pixels, PLAIN, tokens_per_view=4)
+    with pytest.raises(SightlineError, match="has no supervised token under template 'plain'"):
+        process(sample("", ""))
+
+
+def test_an_image_in_an_answer_is_not_supervised(words, pixels):
+    """Readers of data refuse it; a sample made by hand may have one."""
+    process = Processor(words, pixels, VICUNA, tokens_per_view=4)
+    turns = (Turn("user", "Show me."), Turn("assistant", "Here: <image>"))
+    example = process(Sample("x7", IMAGES[:1], turns))
+    visual = example.input_ids == process.image_token_id
+    assert visual.sum() == 4
+    assert (example.labels[visual] == IGNORE).all()
+    assert (example.kinds[visual] == VISUAL).all()
+
+
 def test_too_long_is_an_error_with_counts(words, pixels):
     """The length is the whole row with its placeholders: at the limit it passes, one below it does not."""
     row = sample("<image>\nWhat?", "red")

@@ -192,6 +192,15 @@ class TestPixels:
         np.testing.assert_allclose(seen[:, :15], np.broadcast_to([1, 0, 0], (32, 15, 3)), atol=1e-2)
         np.testing.assert_allclose(seen[:, 17:], np.broadcast_to([0, 0, 1], (32, 15, 3)), atol=1e-2)
 
+    @pytest.mark.parametrize("fit", ["pad", "crop"])
+    def test_the_towers_own_numbers_are_kept(self, tiny, tmp_path, fit):
+        folder = shutil.copytree(tiny["clip"], tmp_path / "clip")
+        path = folder / "preprocessor_config.json"
+        own = {"resample": 0, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "rescale_factor": 0.002}
+        path.write_text(json.dumps(json.loads(path.read_text()) | own))
+        processor = assemble(str(folder), str(tiny["llama"]), image_fit=fit).image_processor
+        assert {name: np.array(getattr(processor, name)).tolist() for name in own} == own
+
     def test_siglips_own_processor(self, tiny, tmp_path):
         """It has no crop: it stretches. Its mean is grey and its name for sizes another."""
         folder = shutil.copytree(tiny["siglip"], tmp_path / "siglip")
@@ -262,6 +271,19 @@ class TestTokens:
         assembly = assemble(str(tiny["clip"]), str(folder))
         assert assembly.tokenizer.pad_token == "</s>"
         assert assembly.model.generation_config.pad_token_id == assembly.tokenizer.eos_token_id == 1
+
+
+def test_generation_ends_with_the_tokenizers_end(tiny, tmp_path):
+    """Answers are taught to end with it, whatever the language model's own settings say."""
+    folder = shutil.copytree(tiny["llama"], tmp_path / "lm")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8], "pad_token_id": 9}))
+    assembly = assemble(str(tiny["clip"]), str(folder))
+    save_model(assembly, tmp_path / "model", get_template("plain"))
+    for made in (assembly, load_model(tmp_path / "model")):
+        settings = made.model.generation_config
+        assert (settings.eos_token_id, settings.pad_token_id) == (1, made.tokenizer.pad_token_id)
+    saved = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == 1
 
 
 def test_the_same_seed_gives_the_same_model(folders):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import parts
 from sightline.checkpoints.model import to_stock, why_not_stock
@@ -208,9 +208,44 @@ def test_a_training_tower_gets_gradients(fresh, samples):
 
 
 def test_no_graph_without_gradients(fresh, samples):
-    """Validation and generation must not build one because a tower trains."""
+    """Validation and generation must not build one because a tower trains, not even inside it."""
+    tower, seen = fresh.model.model.vision_tower, []
+    tower.register_forward_hook(lambda _tower, _inputs, out: seen.append(out.last_hidden_state.requires_grad))
     with torch.no_grad():
-        assert not fresh.model.model.encode(batch_of(fresh, samples).pixel_values).requires_grad
+        fresh.model.model.encode(batch_of(fresh, samples).pixel_values)
+    assert seen == [False]
+
+
+def test_positions_reach_the_language_model(tiny, samples, tmp_path):
+    """Rotary positions are relative, so a shift does not show; GPT-2's are learnt, and padding on the left shows
+    unless the positions of `generate` are passed on."""
+    words = parts.tokenizer()
+    body = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1}
+    GPT2LMHeadModel(GPT2Config(**body, tie_word_embeddings=False, initializer_range=0.5)).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    assembly = assemble(str(tiny["clip"]), str(tmp_path))
+    left = batch_of(assembly, samples, "left")
+    assert left.attention_mask[2, 0] == 0
+    alone = logits(assembly.model, batch_of(assembly, [samples[2]]))[0]
+    padded = logits(assembly.model, left, position_ids=positions(left))[2, -len(alone) :]
+    torch.testing.assert_close(padded, alone, atol=1e-4, rtol=0)
+    assert (logits(assembly.model, left)[2, -len(alone) :] - alone).abs().max() > 1e-2
+
+
+def test_what_a_caller_leaves_out_is_derived(tiny, samples):
+    """A server gives ids, mask and pixels; kinds, images of each row and counts are read from them, slots included."""
+    assembly = assemble(str(tiny["clip"]), str(tiny["llama"]), methods=[{"name": "toy:Toy"}])
+    process = assembly.processor(get_template("vicuna_v1"))
+    prompts = [process.prompt(sample.images, sample.turns[:1]) for sample in samples]
+    batch = collate(prompts, pad_id=process.pad_id, side="left")
+    kinds = assembly.model.model.methods.kinds
+    assert {kinds[kind] for kind in batch.kinds.unique()} == {"pad", "prompt", "visual", "toy/slot"}
+    derived = assembly.model.prefill_batch(batch.input_ids, batch.attention_mask, batch.pixel_values, batch.view_counts)
+    for name in ("kinds", "visual_counts", "image_counts", "labels", "view_counts"):
+        assert torch.equal(getattr(derived, name), getattr(batch, name)), name
+    bare = assembly.model.prefill_batch(batch.input_ids[2:3], None, None, None)
+    assert bare.attention_mask.all()
+    assert (bare.num_images, bare.image_counts.tolist()) == (0, [0])
 
 
 def test_labels_give_transformers_loss(assembled, samples):
