@@ -196,7 +196,7 @@ class TestPixels:
     def test_the_towers_own_numbers_are_kept(self, tiny, tmp_path, fit):
         folder = shutil.copytree(tiny["clip"], tmp_path / "clip")
         path = folder / "preprocessor_config.json"
-        own = {"resample": 0, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "rescale_factor": 0.002}
+        own = {"resample": 1, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "rescale_factor": 0.002}
         path.write_text(json.dumps(json.loads(path.read_text()) | own))
         processor = assemble(str(folder), str(tiny["llama"]), image_fit=fit).image_processor
         assert {name: np.array(getattr(processor, name)).tolist() for name in own} == own
@@ -278,6 +278,7 @@ def test_generation_ends_with_the_tokenizers_end(tiny, tmp_path):
     folder = shutil.copytree(tiny["llama"], tmp_path / "lm")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8], "pad_token_id": 9}))
     assembly = assemble(str(tiny["clip"]), str(folder))
+    assert assembly.model.generation_config.eos_token_id == 1
     save_model(assembly, tmp_path / "model", get_template("plain"))
     for made in (assembly, load_model(tmp_path / "model")):
         settings = made.model.generation_config
