@@ -48,8 +48,8 @@ def test_a_recipe_with_its_defaults(recipe):
     assert loaded.run_folder == Path("runs/mine")
     assert (loaded.seed, loaded.max_length, loaded.blank_images) == (0, 2048, False)
     assert [stage.lr for stage in loaded.stages] == [1e-3, 2e-5]
-    assert loaded.stages[0].data.template == "plain"
-    assert loaded.stages[1].data.template == "vicuna_v1"
+    assert loaded.stages[0].data[0].template == "plain"
+    assert loaded.stages[1].data[0].template == "vicuna_v1"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_missing_keys(tmp_path):
         ("stages.1.trainable.0=vision", lambda r: r.stages[1].trainable, ["vision", "language"]),
         ("stages.1.lr_by_part.language=1e-6", lambda r: r.stages[1].lr_by_part, {"connector": 1e-4, "language": 1e-6}),
         ("stages.0.weights.language=0.5", lambda r: r.stages[0].weights, {"language": 0.5}),
-        ("stages.0.validation.path=v.json", lambda r: r.stages[0].validation.path, "v.json"),
+        ("stages.0.validation.path=v.json", lambda r: r.stages[0].validation[0].path, "v.json"),
         ("stages.0.clip_norm=null", lambda r: r.stages[0].clip_norm, None),
         ("stages.0.betas=[0.9, 0.95]", lambda r: r.stages[0].betas, (0.9, 0.95)),
         ("model.vision_layer=[-2, -1]", lambda r: r.model.vision_layer, [-2, -1]),
@@ -178,9 +178,9 @@ def test_overrides_follow_each_other(recipe):
         recipe, ["seed=1", "stages.0.validation={path: v.json}", "stages.0.validation.limit=5", "seed=2"]
     )
     assert loaded.seed == 2
-    assert (loaded.stages[0].validation.path, loaded.stages[0].validation.limit) == ("v.json", 5)
+    assert (loaded.stages[0].validation[0].path, loaded.stages[0].validation[0].limit) == ("v.json", 5)
     loaded = load_recipe(recipe, ["stages.0.validation=null", "stages.0.validation.path=v.json"])
-    assert loaded.stages[0].validation.path == "v.json"
+    assert loaded.stages[0].validation[0].path == "v.json"
 
 
 @pytest.mark.parametrize(

@@ -147,12 +147,15 @@ def evaluate(
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
     twin: Annotated[Path | None, typer.Option(help="The run folder of its blind twin, to compare with.")] = None,
+    first: Annotated[
+        str | None, typer.Option(help="The evaluation that the headline is of; the first by name by default.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The page; `report.html` in the run folder by default.")] = None,
 ) -> None:
     """Write a run as one self-contained HTML page: curves, scores with intervals, answers right and wrong."""
     from .report import write_page
 
-    typer.echo(str(write_page(run, out=out, twin=twin)))
+    typer.echo(str(write_page(run, out=out, twin=twin, first=first)))
 
 
 @app.command()

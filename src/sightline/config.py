@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import SightlineError, did_you_mean
 
@@ -38,6 +38,8 @@ class Data(Record):
     """How turns become text: `plain` (captions) or `vicuna_v1`."""
     limit: Positive | None = None
     """Use only the first rows."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """How often its rows are seen in an epoch: 2 is twice, 0.5 a random half, another half each epoch."""
 
 
 class Model(Record):
@@ -62,9 +64,17 @@ class Stage(Record):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """What the stage is called in metrics and on the page."""
-    data: Data
-    validation: Data | None = None
-    """Rows whose loss is measured while training."""
+    data: Annotated[list[Data], Field(min_length=1)]
+    """One source of rows, or a list of them, mixed by their weights."""
+    validation: list[Data] = []
+    """Rows whose loss is measured while training; keys as in `data`."""
+    group_by_length: bool = False
+    """Put rows of like length into a batch, which saves padding; pure in the seed like any order."""
+    bad_images: Literal["raise", "skip"] = "raise"
+    """What becomes of a row whose image cannot be read; what is skipped is counted and listed in the run folder."""
+    long_rows: Literal["raise", "drop", "shorten"] = "raise"
+    """What becomes of a row over `max_length`: `shorten` leaves out its oldest exchanges without an image, and drops it
+    if that is not enough. An image is never cut."""
     trainable: list[PartName] = Field(min_length=1)
     """Parts that train: `vision`, `connector`, `language`, or a method's name."""
     init_from: str | None = None
@@ -101,6 +111,11 @@ class Stage(Record):
     """Steps between validations; by default ten in a stage."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches."""
+
+    @field_validator("data", "validation", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict | Data) else value if value is not None else []
 
     @model_validator(mode="after")
     def _rates_name_trained_parts(self) -> "Stage":
@@ -191,7 +206,7 @@ def check(values: dict[str, Any], problems: list[str] | None = None, where: str 
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += [_describe(e) for e in error.errors()]
+        problems += [_describe(e, values) for e in error.errors()]
     if problems or recipe is None:
         lines = "\n".join(f"  {problem}" for problem in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -243,7 +258,11 @@ def _numbers(step: str, place: list[Any]) -> bool:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; reading it back gives the same recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = recipe.model_dump(mode="json")
+    for stage in values["stages"]:
+        for key in ("data", "validation"):
+            stage[key] = stage[key][0] if len(stage[key]) == 1 else stage[key]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def reference() -> list[tuple[str, str, str]]:
@@ -255,7 +274,7 @@ def reference() -> list[tuple[str, str, str]]:
             place = prefix + name
             inner = {"model": Model, "stages": Stage, "data": Data, "validation": Data}.get(name)
             if name == "validation":
-                rows.append((place, "none", "Rows whose loss is measured while training; keys as in `data`."))
+                rows.append((place, "[]", " ".join((field.description or "").split())))
             elif inner is not None:
                 walk(inner, f"{place}.*." if name == "stages" else f"{place}.")
             else:
@@ -266,9 +285,9 @@ def reference() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _describe(error: Any) -> str:
-    """One line for one of pydantic's errors, in the words of a recipe."""
-    place = ".".join(str(part) for part in error["loc"] if not _is_branch(part))
+def _describe(error: Any, values: Any) -> str:
+    """One line for one of pydantic's errors, in the words of a recipe and at the place that it has there."""
+    place = ".".join(_keys(error["loc"], values))
     kind = error["type"]
     if kind == "extra_forbidden":
         return f"{place}: unknown key{did_you_mean(str(error['loc'][-1]), _fields_at(error['loc'][:-1]))}"
@@ -277,6 +296,20 @@ def _describe(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = "" if isinstance(error["input"], dict | list) or kind == "value_error" else f" (got {error['input']!r})"
     return f"{place}: {message[0].lower() + message[1:]}{given}" if place else message
+
+
+def _keys(location: tuple[Any, ...], values: Any) -> list[str]:
+    """The keys of a place as they stand in `values`, where one source of data need not be a list."""
+    keys = []
+    for part in location:
+        if _is_branch(part) or (isinstance(part, int) and isinstance(values, dict)):
+            continue
+        keys.append(str(part))
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+    return keys
 
 
 def _is_branch(part: Any) -> bool:

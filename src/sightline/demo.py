@@ -79,7 +79,7 @@ def run_demo(out: Path, *, short: bool = False) -> Path:
 
     _say(console, "5. one page")
     page = out / "report.html"
-    _run(console, "report", str(run), "--twin", str(twin), "--out", str(page))
+    _run(console, "report", str(run), "--twin", str(twin), "--first", "validation.questions", "--out", str(page))
     console.print(f"done in {time.monotonic() - began:.0f} s; open {page} in a browser")
     return page
 

@@ -12,6 +12,14 @@ class SightlineError(ValueError):
     """A problem in what the user gave, worded as cause, consequence, fix."""
 
 
+class ImageError(SightlineError):
+    """An image that cannot be used. A recipe's `bad_images` says what becomes of its row."""
+
+
+class LongRowError(SightlineError):
+    """A row with more tokens than `max_length`. A recipe's `long_rows` says what becomes of it."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'lr'?"` where some known word is near `word`, else an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

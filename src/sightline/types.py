@@ -19,7 +19,7 @@ with several images, none, or images of different lengths need no second design.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,7 +34,23 @@ KINDS = ("pad", "prompt", "visual", "answer")
 PAD, PROMPT, VISUAL, ANSWER = range(4)
 
 Role = Literal["system", "user", "assistant"]
-ImageSource = Path | Image.Image
+
+
+@runtime_checkable
+class EncodedImage(Protocol):
+    """An image file inside another file. Nothing of it is read until `read`."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        ...
+
+    def read(self) -> bytes:
+        """The encoded bytes."""
+        ...
+
+
+ImageSource = Path | Image.Image | EncodedImage
 
 
 @dataclass(frozen=True)

@@ -277,6 +277,15 @@ def test_the_page_stays_small_whatever_the_images_are(tmp_path):
     assert "has no metrics yet" in outline.text
 
 
+def test_the_headline_is_of_the_evaluation_that_is_named(own, questions):
+    evaluate(Fake(questions, blind=True), questions, out=own / "eval" / "a", progress=False)
+    assert "answers 50.0% of 60" in write(own)[1].text, "the first by name"
+    (name,) = {path.name for path in (own / "eval").iterdir()} - {"a"}
+    assert "answers 80.0% of 60" in write(own, first=name)[1].text
+    with pytest.raises(SightlineError, match=f"no evaluation 'nothing'.*It has: a, {name}"):
+        write(own, first="nothing")
+
+
 def test_the_headline_is_not_of_blank_images(own, questions):
     evaluate(Fake(questions, blind=True), questions, out=own / "eval" / "a", blank_images=True, progress=False)
     _, outline = write(own)

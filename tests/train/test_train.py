@@ -10,7 +10,8 @@ import torch
 from sightline.checkpoints import load_model
 from sightline.config import Recipe, Stage, check, load_recipe
 from sightline.data.collate import collate
-from sightline.data.dataset import Rows
+from sightline.data.dataset import Mixture, Rows
+from sightline.data.order import Order
 from sightline.data.sources import read_llava_json
 from sightline.data.templates import get_template
 from sightline.errors import SightlineError
@@ -199,9 +200,9 @@ def test_rates_follow_part_and_schedule(tiny: dict[str, Path], pictures: Path) -
 
 
 def test_steps_override_epochs() -> None:
-    assert num_steps(one_stage(steps=7), 100) == 7
-    assert num_steps(one_stage(epochs=0.5, batch_size=10), 100) == 5
-    assert num_steps(one_stage(batch_size=8, accumulate=4), 100) == 4, "the last step is smaller"
+    assert num_steps(one_stage(steps=7), Order(0, (100,), 16)) == 7
+    assert num_steps(one_stage(epochs=0.5), Order(0, (100,), 10)) == 5
+    assert num_steps(one_stage(), Order(0, (100,), 8, 4)) == 4, "the last step is smaller"
 
 
 def test_frozen_parts_keep_their_dropout_off(tiny: dict[str, Path], pictures: Path) -> None:
@@ -226,8 +227,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny: dict[str, Path]
 def test_validation_is_a_mean_over_all_rows_and_moves_nothing(tiny: dict[str, Path], pictures: Path) -> None:
     assembly, rows = build(tiny, pictures)
     objective = Objective(assembly.model, {})
-    by_two = validate(objective, rows, one_stage(batch_size=2), device=CPU)
-    by_five = validate(objective, rows, one_stage(batch_size=5), device=CPU)
+    by_two = validate(objective, Mixture([rows]), one_stage(batch_size=2), device=CPU)
+    by_five = validate(objective, Mixture([rows]), one_stage(batch_size=5), device=CPU)
     assert by_two["loss"] == pytest.approx(by_five["loss"], abs=1e-6)
     assert all(p.grad is None for p in assembly.model.parameters())
 
@@ -307,3 +308,24 @@ def test_a_run_is_never_overwritten(tiny: dict[str, Path], pictures: Path, tmp_p
     (tmp_path / "run" / "precious").write_text("x")
     with pytest.raises(SightlineError, match="is not empty, and run 'test' would overwrite it"):
         train(recipe(tiny, pictures, tmp_path / "run"), quiet=True)
+
+
+def test_a_mixture_trains_with_its_policies_and_leaves_a_list(
+    tiny: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    rows = json.loads((pictures / "captions.json").read_text())
+    rows[3]["image"] = "gone.png"
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    mixed = [
+        {"path": str(tmp_path / "captions.json"), "images": str(pictures / "images"), "template": "plain"},
+        {"path": str(pictures / "chats.json"), "weight": 0.5},
+    ]
+    stage = {"name": "mix", "data": mixed, "trainable": ["connector"], "batch_size": 4, "group_by_length": True}
+    made = recipe(tiny, pictures, tmp_path / "run", stages=[stage | {"bad_images": "skip"}])
+    folder = train(made, quiet=True)
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["samples"] for row in metrics) == 12 + 7 - 1
+    (dropped,) = [json.loads(line) for line in (folder / "dropped.jsonl").read_text().splitlines()]
+    assert (dropped["stage"], dropped["id"], dropped["reason"]) == ("mix", "3", "bad image")
+    with pytest.raises(SightlineError, match=r"sample '3': image not found.*gone.png"):
+        train(recipe(tiny, pictures, tmp_path / "strict", stages=[stage]), quiet=True)

@@ -1,27 +1,56 @@
 """Rows on their way to the model: each one is laid out when it is asked for, by (epoch, row)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import SightlineError
+from ..errors import ImageError, LongRowError, SightlineError
 from ..types import Batch, Example, Sample
 from .collate import collate
-from .order import generator, micro_batches
+from .order import Order, generator
 from .processor import Processor
+from .sources import Source
+from .templates import IMAGE
 
 Columns = Mapping[str, Mapping[str, Tensor]]
 """{column: {sample id: value}}: what methods have annotated."""
 
 
-class Rows(Dataset):
-    """Samples with their columns, laid out by a processor.
+@dataclass(frozen=True)
+class Policies:
+    """What becomes of rows that cannot be trained on as they are. Never another row in their place."""
 
-    What a row is depends on (seed, epoch, row) alone. A row that cannot be laid out is given as its error, so that it
-    reaches the user from a worker process in its own words.
-    """
+    bad_images: Literal["raise", "skip"] = "raise"
+    long_rows: Literal["raise", "drop", "shorten"] = "raise"
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that a policy left out, or shortened."""
+
+    id: str
+    reason: Literal["bad image", "too long", "shortened"]
+    message: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came of a micro-batch: its rows, unless none was left, and what the policies did."""
+
+    batch: Batch | None
+    dropped: tuple[Dropped, ...] = ()
+
+
+Outcome = Example | Dropped | SightlineError
+
+
+class Rows:
+    """Samples with their columns, laid out by a processor. What a row is depends on (seed, epoch, row) alone."""
 
     def __init__(
         self,
@@ -31,6 +60,7 @@ class Rows(Dataset):
         seed: int,
         columns: Columns | None = None,
         training: bool = True,
+        policies: Policies | None = None,
     ) -> None:
         """
         Args:
@@ -43,6 +73,7 @@ class Rows(Dataset):
         self.processor = processor
         self.seed = seed
         self.training = training
+        self.policies = policies or Policies()
         needed = processor.methods.columns
         self.columns = {name: values for name, values in (columns or {}).items() if name in needed}
         for name, method in needed.items():
@@ -57,37 +88,151 @@ class Rows(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Example | SightlineError:
+    def __getitem__(self, key: tuple[int, int]) -> Example:
+        """The row laid out.
+
+        Raises:
+            SightlineError: if it cannot be; policies do not apply here.
+        """
         epoch, row = key
-        sample = self.samples[row]
-        columns = {name: values[sample.id] for name, values in self.columns.items()}
+        return self._lay_out(self.samples[row], epoch, row)
+
+    def fetch(self, key: tuple[int, int]) -> tuple[Outcome, ...]:
+        """What becomes of a row under the policies: an example, a note that it was left out, both if it was shortened,
+        or the error that stops the run."""
+        epoch, row = key
         try:
-            rng = generator(self.seed, 1, epoch, row) if self.training else None
-            return self.processor(sample, rng=rng, columns=columns)
+            sample = self.samples[row]
+            try:
+                return (self._lay_out(sample, epoch, row),)
+            except ImageError as error:
+                if self.policies.bad_images == "raise":
+                    raise SightlineError(f"sample '{sample.id}': {error}") from None
+                return (Dropped(sample.id, "bad image", str(error)),)
+            except LongRowError as error:
+                if self.policies.long_rows == "raise":
+                    raise
+                if (
+                    self.policies.long_rows == "shorten"
+                    and (example := self._shortened(sample, epoch, row)) is not None
+                ):
+                    return example, Dropped(sample.id, "shortened", str(error))
+                return (Dropped(sample.id, "too long", str(error)),)
         except SightlineError as error:
-            return error
+            return (error,)
+
+    def _lay_out(self, sample: Sample, epoch: int, row: int) -> Example:
+        columns = {name: values[sample.id] for name, values in self.columns.items()}
+        rng = generator(self.seed, 1, epoch, row) if self.training else None
+        return self.processor(sample, rng=rng, columns=columns)
+
+    def _shortened(self, sample: Sample, epoch: int, row: int) -> Example | None:
+        """The row without as many of its oldest exchanges as it takes; None if that is not enough."""
+        while (shorter := without_oldest_exchange(sample)) is not None:
+            sample = shorter
+            try:
+                return self._lay_out(sample, epoch, row)
+            except LongRowError:
+                continue
+        return None
 
 
-def training_batches(
-    rows: Rows, *, batch_size: int, accumulate: int, num_steps: int, start: int = 0, workers: int = 0
-) -> DataLoader:
-    """Micro-batches for optimizer steps `start` to `num_steps`, in the order that the rows' seed fixes."""
-    order = micro_batches(rows.seed, len(rows), batch_size, accumulate, num_steps, start)
-    return _loader(rows, order, workers)
+class Mixture(Dataset):
+    """Several sources as one, rows numbered through, each with its own template and weight.
+
+    A row that cannot be laid out is given as its error, so that it reaches the user from a worker process in its own
+    words.
+    """
+
+    def __init__(self, parts: Sequence[Rows], weights: Sequence[float] | None = None) -> None:
+        self.parts = tuple(parts)
+        self.weights = tuple(weights) if weights is not None else (1.0,) * len(self.parts)
+        self.ends = np.cumsum([len(part) for part in self.parts])
+        self.seed = self.parts[0].seed
+        self.pad_id = self.parts[0].processor.pad_id
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Outcome, ...]:
+        """What becomes of a row under the policies of its part."""
+        epoch, row = key
+        part = int(np.searchsorted(self.ends, row, side="right"))
+        return self.parts[part].fetch((epoch, row - (int(self.ends[part - 1]) if part else 0)))
+
+    def order(self, *, batch_size: int, accumulate: int, group_by_length: bool = False) -> Order:
+        """The order of its rows for a stage."""
+        lengths = np.concatenate([rough_lengths(part) for part in self.parts]) if group_by_length else None
+        return Order(
+            seed=self.seed,
+            sizes=tuple(len(part) for part in self.parts),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            weights=self.weights,
+            lengths=lengths,
+            sequential=any(isinstance(p.samples, Head) and p.samples.source.sequential for p in self.parts),
+        )
 
 
-def validation_batches(rows: Rows, *, batch_size: int, workers: int = 0) -> DataLoader:
-    """Every row once, in the order of the file."""
+class Head(Sequence[Sample]):
+    """The first rows of a source."""
+
+    def __init__(self, source: Source, limit: int | None) -> None:
+        self.source = source
+        self.limit = len(source) if limit is None else min(limit, len(source))
+
+    def __len__(self) -> int:
+        return self.limit
+
+    def __getitem__(self, row: int) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]  (no slices)
+        if not 0 <= row < self.limit:
+            raise IndexError(f"row {row} of {self.limit}")
+        return self.source[row]
+
+
+def rough_lengths(rows: Rows) -> np.ndarray:
+    """About how many tokens each row has: four characters a token, and its visual ones. Read from the index if any."""
+    per_image = rows.processor.tokens_per_view
+    if isinstance(rows.samples, Head):
+        source = rows.samples.source
+        return (source.sizes // 4 + per_image * source.num_images.astype(np.int32))[: len(rows)]
+    sizes = (sum(len(turn.text) for turn in s.turns) // 4 + per_image * len(s.images) for s in rows.samples)
+    return np.fromiter(sizes, dtype=np.int32, count=len(rows))
+
+
+def without_oldest_exchange(sample: Sample) -> Sample | None:
+    """The sample without its oldest exchange that has no image; None if that would leave nothing."""
+    lead = [turn for turn in sample.turns if turn.role == "system"]
+    rest = sample.turns[len(lead) :]
+    exchanges = [rest[i : i + 2] for i in range(0, len(rest), 2)]
+    oldest = next((i for i, exchange in enumerate(exchanges) if IMAGE not in exchange[0].text), None)
+    if oldest is None or len(exchanges) == 1:
+        return None
+    kept = exchanges[:oldest] + exchanges[oldest + 1 :]
+    return replace(sample, turns=(*lead, *(turn for exchange in kept for turn in exchange)))
+
+
+def training_batches(rows: Mixture, order: Order, *, num_steps: int, start: int = 0, workers: int = 0) -> DataLoader:
+    """What came of each micro-batch for optimizer steps `start` to `num_steps`."""
+    return _loader(rows, order.micro_batches(num_steps, start), workers)
+
+
+def validation_batches(rows: Mixture, *, batch_size: int, workers: int = 0) -> DataLoader:
+    """Every row once, in the order of the files."""
     keys = [(0, row) for row in range(len(rows))]
     return _loader(rows, [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)], workers)
 
 
-def _loader(rows: Rows, order, workers: int) -> DataLoader:
-    pad_id = rows.processor.pad_id
-    return DataLoader(rows, batch_sampler=order, collate_fn=partial(_collate, pad_id=pad_id), num_workers=workers)
+def _loader(rows: Mixture, order: Iterable[list[tuple[int, int]]], workers: int) -> DataLoader:
+    collate_fn = partial(_collate, pad_id=rows.pad_id)
+    return DataLoader(rows, batch_sampler=order, collate_fn=collate_fn, num_workers=workers)
 
 
-def _collate(examples: Sequence[Example | SightlineError], *, pad_id: int) -> Batch | SightlineError:
-    laid_out = [example for example in examples if isinstance(example, Example)]
-    errors = [example for example in examples if isinstance(example, SightlineError)]
-    return errors[0] if errors else collate(laid_out, pad_id=pad_id)
+def _collate(outcomes: Sequence[tuple[Outcome, ...]], *, pad_id: int) -> Fetched | SightlineError:
+    flat = [item for outcome in outcomes for item in outcome]
+    errors = [item for item in flat if isinstance(item, SightlineError)]
+    if errors:
+        return errors[0]
+    examples = [item for item in flat if isinstance(item, Example)]
+    dropped = tuple(item for item in flat if isinstance(item, Dropped))
+    return Fetched(collate(examples, pad_id=pad_id) if examples else None, dropped)

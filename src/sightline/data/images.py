@@ -1,11 +1,12 @@
 """Images from disk to RGB, one way for training, evaluation and asking."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import SightlineError
+from ..errors import ImageError, SightlineError
 from ..types import ImageSource
 
 BLANK = (127, 127, 127)
@@ -15,20 +16,21 @@ def load_image(source: ImageSource) -> Image.Image:
     """An upright RGB image: EXIF rotation applied, transparency laid on white, 16-bit grey scaled to 8.
 
     Raises:
-        SightlineError: if the file is missing or cannot be decoded, with its path.
+        ImageError: if the file is missing or cannot be decoded, with its path.
     """
     if isinstance(source, Image.Image):
         return to_rgb(source)
+    file, name = (source, str(source)) if isinstance(source, Path) else (BytesIO(source.read()), source.name)
     try:
-        with Image.open(source) as image:
+        with Image.open(file) as image:
             image.load()
             return to_rgb(image)
     except FileNotFoundError:
-        raise SightlineError(f"image not found: {source}. Check the image folder given with the data.") from None
+        raise ImageError(f"image not found: {source}. Check the image folder given with the data.") from None
     except IsADirectoryError:
-        raise SightlineError(f"'{source}' is a folder, not an image. Check the row's `image` field.") from None
+        raise ImageError(f"'{source}' is a folder, not an image. Check the row's `image` field.") from None
     except Exception as error:  # Pillow's decoders raise what they like on damaged files (AVIF: RuntimeError)
-        raise SightlineError(f"cannot decode image {source}: {error}. Replace the file or remove its row.") from None
+        raise ImageError(f"cannot decode image {name}: {error}. Replace the file or remove its row.") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

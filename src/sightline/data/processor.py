@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from ..errors import SightlineError
+from ..errors import LongRowError, SightlineError
 from ..methods.compose import Methods
 from ..types import ANSWER, IGNORE, PROMPT, VISUAL, Example, ImageSource, Sample, Turn
 from .images import blank_like, load_image
@@ -152,9 +152,9 @@ class Processor:
                 turn_ids, prompt_mask = np.insert(turn_ids, at, -1), np.insert(prompt_mask, at, False)
 
         if len(input_ids) > self.max_length:
-            raise SightlineError(
+            raise LongRowError(
                 f"sample '{name}' has {len(input_ids)} tokens, {int(visual.sum())} of them visual, and max_length is "
-                f"{self.max_length}. Raise max_length, or shorten or remove the row; nothing is cut silently."
+                f"{self.max_length}. Raise max_length, remove the row, or say long_rows=drop or shorten."
             )
         return Example(
             id=name,

@@ -5,13 +5,14 @@ The file needs nothing beside it: no network, scripts or fonts. The same folder 
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from ..errors import SightlineError
+from ..errors import SightlineError, did_you_mean
 from ..evaluation.metrics import Estimate
 from ..evaluation.scores import PREDICTIONS, Comparison, Prediction, by_ability, compare
 from ..files import write_text
@@ -30,6 +31,7 @@ def write_page(
     out: Path | None = None,
     twin: Path | None = None,
     title: str | None = None,
+    first: str | None = None,
     images_root: Path | None = None,
 ) -> Path:
     """Write the page of a run and give its path.
@@ -41,12 +43,22 @@ def write_page(
         out: the file to write; `report.html` in the run folder by default.
         twin: the run folder of the blind twin, trained the same with blank images.
         title: the page's heading; the run's name by default.
+        first: the evaluation that the headline and the gallery are of; the first by name by default.
         images_root: where the evaluated images are, if they have moved since.
 
     Raises:
-        SightlineError: if `run` or `twin` is not a run folder, or the page cannot be written.
+        SightlineError: if `run` or `twin` is not a run folder, there is no such `first` evaluation, or the page cannot
+            be written.
     """
     own = read_run(run)
+    if first is not None:
+        names = [evaluation.name for evaluation in own.evaluations]
+        if first not in names:
+            raise SightlineError(
+                f"the run has no evaluation '{first}'{did_you_mean(first, names) or '.'} "
+                f"It has: {', '.join(names) or 'none'}."
+            )
+        own = replace(own, evaluations=tuple(sorted(own.evaluations, key=lambda e: e.name != first)))
     other = read_run(twin) if twin is not None else None
     page = _render(_context(own, other, title or own.name, images_root))
     out = out if out is not None else run / "report.html"

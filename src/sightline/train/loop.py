@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from ..config import Stage
-from ..data.dataset import Rows, training_batches, validation_batches
-from ..data.order import steps_per_epoch
+from ..data.dataset import Dropped, Fetched, Mixture, training_batches, validation_batches
+from ..data.order import Order
 from ..errors import SightlineError
 from ..types import Batch
 from .objective import Objective, add_up
@@ -30,18 +30,16 @@ class StepResult:
     tokens: int
 
 
-def num_steps(stage: Stage, num_rows: int) -> int:
+def num_steps(stage: Stage, order: Order) -> int:
     """Optimizer steps of a stage."""
-    if stage.steps is not None:
-        return stage.steps
-    return max(1, round(stage.epochs * steps_per_epoch(num_rows, stage.batch_size * stage.accumulate)))
+    return stage.steps if stage.steps is not None else max(1, round(stage.epochs * order.steps_per_epoch))
 
 
 def train_stage(
     objective: Objective,
     stage: Stage,
-    rows: Rows,
-    validation: Rows | None,
+    rows: Mixture,
+    validation: Mixture | None,
     reporter: Reporter,
     *,
     device: torch.device,
@@ -49,48 +47,35 @@ def train_stage(
     """Train one stage to its end.
 
     Raises:
-        SightlineError: for a row that cannot be laid out, or a loss that is not finite.
+        SightlineError: for a row that cannot be laid out and that no policy lets go, or a loss that is not finite.
     """
     model = objective.model
     table = set_trainable(model, stage)
     optimizer = build_optimizer(model, table, stage)
-    total = num_steps(stage, len(rows))
+    order = rows.order(batch_size=stage.batch_size, accumulate=stage.accumulate, group_by_length=stage.group_by_length)
+    total = num_steps(stage, order)
     rate = schedule(stage, total)
     validate_every = stage.validate_every or max(1, math.ceil(total / 10))
-    reporter.start_stage(stage, table, total=total, num_rows=len(rows))
+    reporter.start_stage(stage, table, total=total, num_rows=sum(order.shares))
 
-    batches = iter(
-        training_batches(
-            rows,
-            batch_size=stage.batch_size,
-            accumulate=stage.accumulate,
-            num_steps=total,
-            workers=stage.workers,
-        )
-    )
-    per_epoch = steps_per_epoch(len(rows), stage.batch_size * stage.accumulate)
+    fetched = iter(training_batches(rows, order, num_steps=total, workers=stage.workers))
     for step in range(total):
         began = time.monotonic()
-        left = len(rows) - (step % per_epoch) * stage.batch_size * stage.accumulate
-        micro = min(stage.accumulate, math.ceil(left / stage.batch_size))
-        step_batches = [_checked(batch).to(device) for batch in islice(batches, micro)]
+        batches, dropped = _kept(islice(fetched, order.micro_batches_of(step)), device)
+        reporter.dropped(step + 1, dropped)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate(step)
         torch.manual_seed(step_seed(rows.seed, step))
         set_modes(model, stage)
-        result = take_step(objective, step_batches, optimizer, stage, step=step + 1)
-        rates = {f"lr/{group['part']}": group["lr"] for group in optimizer.param_groups}
-        reporter.step(
-            step + 1,
-            epoch=(step + 1) / per_epoch,
-            result=result,
-            rates=rates,
-            seconds=time.monotonic() - began,
-        )
+        if batches:
+            result = take_step(objective, batches, optimizer, stage, step=step + 1)
+            rates = {f"lr/{group['part']}": group["lr"] for group in optimizer.param_groups}
+            epoch, seconds = (step + 1) / order.steps_per_epoch, time.monotonic() - began
+            reporter.step(step + 1, epoch=epoch, result=result, rates=rates, seconds=seconds)
 
         if validation is not None and ((step + 1) % validate_every == 0 or step + 1 == total):
-            losses = validate(objective, validation, stage, device=device)
-            reporter.validation(step + 1, losses)
+            reporter.validation(step + 1, validate(objective, validation, stage, device=device))
+    reporter.end_stage()
 
 
 def take_step(
@@ -131,16 +116,23 @@ def take_step(
 
 
 @torch.no_grad()
-def validate(objective: Objective, rows: Rows, stage: Stage, *, device: torch.device) -> dict[str, float]:
-    """The same losses over all validation rows, with the model in evaluation mode."""
+def validate(objective: Objective, rows: Mixture, stage: Stage, *, device: torch.device) -> dict[str, float]:
+    """The same losses over all validation rows, with the model in evaluation mode.
+
+    Raises:
+        SightlineError: if the policies leave no row.
+    """
     objective.model.eval()
     sums: list[Mapping[str, Tensor]] = []
     counts: list[Mapping[str, Tensor]] = []
-    for item in validation_batches(rows, batch_size=stage.batch_size, workers=stage.workers):
-        batch = _checked(item).to(device)
-        with autocast(stage, device):
-            sums.append(objective(batch))
-        counts.append(objective.counts(batch))
+    for fetched in validation_batches(rows, batch_size=stage.batch_size, workers=stage.workers):
+        batches, _ = _kept([fetched], device)
+        for batch in batches:
+            with autocast(stage, device):
+                sums.append(objective(batch))
+            counts.append(objective.counts(batch))
+    if not sums:
+        raise SightlineError(f"no validation row of stage '{stage.name}' can be used. Run: sightline doctor RECIPE")
     return means(objective, add_up(sums), add_up(counts))
 
 
@@ -160,7 +152,13 @@ def step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step + 1) % 2**63
 
 
-def _checked(item: Batch | SightlineError) -> Batch:
-    if isinstance(item, SightlineError):
-        raise item
-    return item
+def _kept(fetched: Iterable[Fetched | SightlineError], device: torch.device) -> tuple[list[Batch], list[Dropped]]:
+    """The micro-batches that have rows, on the device, and what the policies left out of them."""
+    batches: list[Batch] = []
+    dropped: list[Dropped] = []
+    for item in fetched:
+        if isinstance(item, SightlineError):
+            raise item
+        dropped += item.dropped
+        batches += [item.batch.to(device)] if item.batch is not None else []
+    return batches, dropped

@@ -2,6 +2,10 @@
 
 import json
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +17,14 @@ from ..config import Stage
 from .setup import PartRow
 
 if TYPE_CHECKING:
+    from ..data.dataset import Dropped
     from .loop import StepResult
 
 PLAIN_EVERY = 10.0
 """Seconds between lines where there is no terminal to draw a bar on."""
 SMOOTHING = 0.9
+PATIENCE = 2.0
+"""Seconds of reading before a bar is worth showing."""
 
 
 class Reporter:
@@ -27,6 +34,8 @@ class Reporter:
         self.console = console if console is not None else Console(stderr=True, quiet=quiet)
         metrics.parent.mkdir(parents=True, exist_ok=True)
         self._file = metrics.open("a", encoding="utf-8")
+        self._dropped_path = metrics.with_name("dropped.jsonl")
+        self._dropped: Counter[str] = Counter()
         self._bar: Progress | None = None
         self._task: Any = None
         self._stage = ""
@@ -100,6 +109,23 @@ class Reporter:
             left = (time.monotonic() - self._began) / step * (self._total - step)
             self.say(f"{self._stage} {step}/{self._total}  {note}  {left:.0f} s left")
 
+    def dropped(self, step: int, rows: Iterable["Dropped"]) -> None:
+        """Rows that a policy left out or shortened: listed in `dropped.jsonl`, counted for the stage's end."""
+        lines = []
+        for row in rows:
+            self._dropped[row.reason] += 1
+            lines.append(json.dumps({"stage": self._stage, "step": step, **asdict(row)}) + "\n")
+        if lines:
+            with self._dropped_path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+
+    def end_stage(self) -> None:
+        """Say what the stage left out."""
+        self._end_bar()
+        for reason, count in self._dropped.items():
+            self.say(f"{self._stage}: {count} rows {reason}, listed in {self._dropped_path}")
+        self._dropped.clear()
+
     def validation(self, step: int, losses: dict[str, float]) -> None:
         """A validation's losses."""
         self._write(
@@ -121,6 +147,24 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+@contextmanager
+def reading_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that draws a bar on a terminal once two seconds have passed."""
+    bar = Progress(TextColumn(title), BarColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    task = bar.add_task(title)
+    began = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if not bar.live.is_started and bar.console.is_terminal and time.monotonic() - began > PATIENCE:
+            bar.start()
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
 
 
 def parts_table(rows: list[PartRow], *, title: str) -> Table:

@@ -11,6 +11,7 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,16 @@ import torch
 from .. import __version__
 from ..checkpoints import load_model, save_model
 from ..config import Data, Recipe, Stage, dump
-from ..data.dataset import Columns, Rows
-from ..data.sources import read_llava_json
-from ..data.templates import Template, get_template
+from ..data.dataset import Columns, Head, Mixture, Policies, Rows
+from ..data.sources import open_source
+from ..data.templates import get_template
 from ..errors import SightlineError
 from ..files import claim_empty, write_json, write_text
 from ..models.assemble import Assembly, assemble, attach_methods
 from ..types import Sample
 from .loop import train_stage
 from .objective import Objective
-from .progress import Reporter
+from .progress import Reporter, reading_bar
 from .setup import set_trainable
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy")
@@ -52,32 +53,30 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
     folder = recipe.run_folder
     claim_empty(folder, f"run '{recipe.name}'")
     device = pick_device(recipe.device)
-    templates = [get_template(stage.data.template) for stage in recipe.stages]
     data = [read_data(stage.data) for stage in recipe.stages]
-    held_out = [read_data(stage.validation) if stage.validation else None for stage in recipe.stages]
+    held_out = [read_data(stage.validation) for stage in recipe.stages]
 
     seed_everything(recipe.seed)
     assembly = start(recipe, recipe.stages[0], None).to(device)
-    for stage, template, samples in zip(recipe.stages, templates, data, strict=True):
+    for stage, sources in zip(recipe.stages, data, strict=True):
         if stage is recipe.stages[0] or stage.init_from is None:
-            rehearse(stage, assembly, lay_out(recipe, assembly, template, samples, columns))
+            rehearse(stage, assembly, lay_out(recipe, stage, stage.data, sources, assembly, columns))
     began = time.time()
     write_text(folder / "recipe.yaml", dump(recipe))
     write_json(folder / "run.json", facts(recipe, device))
     with Reporter(folder / "metrics.jsonl", quiet=quiet) as reporter:
-        for stage, template, samples, validation in zip(recipe.stages, templates, data, held_out, strict=True):
+        for stage, sources, held in zip(recipe.stages, data, held_out, strict=True):
             if stage is not recipe.stages[0]:
                 assembly = start(recipe, stage, assembly).to(device)
-            rows = lay_out(recipe, assembly, template, samples, columns)
-            held = None
-            if stage.validation is not None and validation is not None:
-                template_held = get_template(stage.validation.template)
-                held = lay_out(recipe, assembly, template_held, validation, columns, training=False)
-            objective = Objective(assembly.model, stage.weights)
-            train_stage(objective, stage, rows, held, reporter, device=device)
+            rows = lay_out(recipe, stage, stage.data, sources, assembly, columns)
+            validation = None
+            if held:
+                validation = lay_out(recipe, stage, stage.validation, held, assembly, columns, training=False)
+            train_stage(Objective(assembly.model, stage.weights), stage, rows, validation, reporter, device=device)
+            template = get_template(stage.data[0].template)
             if stage.save:
                 save_model(assembly, folder / "stages" / stage.name / "model", template)
-        reasons = save_model(assembly, folder / "model", templates[-1])
+        reasons = save_model(assembly, folder / "model", get_template(recipe.stages[-1].data[0].template))
         kind = "a stock llava checkpoint" if not reasons else f"a Sightline model ({'; '.join(reasons)})"
         reporter.say(f"saved {folder / 'model'}, {kind}")
     write_json(folder / "run.json", facts(recipe, device) | {"seconds": round(time.time() - began, 1)})
@@ -105,33 +104,45 @@ def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
     return assembly
 
 
-def rehearse(stage: Stage, assembly: Assembly, rows: Rows) -> None:
-    """Find what would stop a stage hours from now: its parts, its weights, its first row."""
+def rehearse(stage: Stage, assembly: Assembly, rows: Mixture) -> None:
+    """Find what would stop a stage hours from now: its parts, its weights, the first row of each source."""
     set_trainable(assembly.model, stage)
     Objective(assembly.model, stage.weights)
-    first = rows[(0, 0)]
-    if isinstance(first, SightlineError):
-        raise first
+    for part in rows.parts:
+        for outcome in part.fetch((0, 0)):
+            if isinstance(outcome, SightlineError):
+                raise outcome
 
 
-def read_data(data: Data) -> list[Sample]:
-    """The rows of a stage's data."""
-    samples = read_llava_json(Path(data.path), Path(data.images) if data.images else None)
-    return samples[: data.limit]
+def read_data(sources: Sequence[Data]) -> list[Sequence[Sample]]:
+    """The rows of each source of a stage's data: indexed and checked once, read when they are needed."""
+    heads: list[Sequence[Sample]] = []
+    for data in sources:
+        with reading_bar(f"reading {data.path}") as progress:
+            heads.append(Head(open_source(data.path, data.images, progress=progress), data.limit))
+    return heads
 
 
 def lay_out(
     recipe: Recipe,
+    stage: Stage,
+    data: Sequence[Data],
+    sources: Sequence[Sequence[Sample]],
     assembly: Assembly,
-    template: Template,
-    samples: list[Sample],
     columns: Columns | None,
     *,
     training: bool = True,
-) -> Rows:
-    """Rows for this model and template."""
-    processor = assembly.processor(template, max_length=recipe.max_length, blank_images=recipe.blank_images)
-    return Rows(samples, processor, seed=recipe.seed, columns=columns, training=training)
+) -> Mixture:
+    """A stage's rows for this model, each source with its template, under the stage's policies."""
+    policies = Policies(bad_images=stage.bad_images, long_rows=stage.long_rows)
+    parts = []
+    for part, samples in zip(data, sources, strict=True):
+        processor = assembly.processor(
+            get_template(part.template), max_length=recipe.max_length, blank_images=recipe.blank_images
+        )
+        rows = Rows(samples, processor, seed=recipe.seed, columns=columns, training=training, policies=policies)
+        parts.append(rows)
+    return Mixture(parts, [part.weight for part in data])
 
 
 def pick_device(name: str) -> torch.device:

@@ -61,7 +61,7 @@ def open_source(
                 return Arrow(path, images=folder, progress=progress, report=report)
             return _open_files(path, sorted(path.iterdir()), folder, progress, report)
     if stat.S_ISFIFO(mode):
-        return open_tars(path, [path], progress=progress, report=report)
+        raise SightlineError(f"{path} is a pipe, which can be read once, and rows are read again. Write it to a file.")
     reader = ROWS.get(path.suffix.lower())
     if reader is not None:
         return reader(path, folder, progress=progress, report=report)

@@ -1,4 +1,4 @@
-"""The members of a tar, plain or compressed, from a file or a pipe, in one pass and in little memory.
+"""The members of a tar, plain or compressed, in one pass and in little memory.
 
 `tarfile` does the parsing. What it passes over in silence (a damaged header, a second archive behind the first) is an
 error here: the samples behind it would be lost.
@@ -7,7 +7,6 @@ error here: the samples behind it would be lost.
 import bz2
 import gzip
 import lzma
-import stat
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -75,8 +74,7 @@ class Archive:
                 raise SightlineError(f"{path} is compressed with zstd, which cannot be read here. Unpack it to a .tar.")
             opener = next((opener for start, opener in OPENERS.items() if magic.startswith(start)), None)
             raw = stack.enter_context(opener(self._file)) if opener else self._file
-            plain = opener is None and stat.S_ISREG(path.stat().st_mode)
-            self._forward = _Forward(raw, at, plain)
+            self._forward = _Forward(raw, at, plain=opener is None)
             self._stack = stack.pop_all()
         self._whole = at == 0
 
@@ -89,7 +87,7 @@ class Archive:
     @property
     def position(self) -> int:
         """Bytes of the file that were read, also of a compressed one."""
-        return self._file.tell() if self._file.seekable() else 0
+        return self._file.tell()
 
     def __enter__(self) -> "Archive":
         return self
@@ -150,9 +148,9 @@ class Archive:
 
 
 class _Forward:
-    """A file that only goes forward, as a pipe does; `tarfile` needs no more. Remembers what was read last."""
+    """A file that only goes forward; `tarfile` needs no more. Remembers what was read last."""
 
-    def __init__(self, raw: Any, at: int, plain: bool) -> None:
+    def __init__(self, raw: Any, at: int, *, plain: bool) -> None:
         self.raw, self.plain, self.position, self.last = raw, plain, 0, b""
         if at:
             self.seek(at)

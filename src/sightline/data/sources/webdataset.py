@@ -1,10 +1,10 @@
 """WebDataset: tar files whose members of one name are a sample (`a.jpg` with `a.json`, or with its caption in `a.txt`).
 
-A tar is indexed once by its headers; a sample is then read at its offset. A compressed tar or a pipe has no offsets: it
-is read forward, and asked for an earlier row it starts again.
+A tar is indexed once by its headers; a sample is then read at its offset. A compressed tar has no offsets: it is read
+forward, and asked for an earlier row it starts again. A pipe can be read once only, and is refused: rows are checked
+before they are trained on, and a writer that writes again cannot be told from one that goes on.
 """
 
-import stat
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -68,9 +68,9 @@ class Stream(Source):
         self, path: Path, files: Sequence[Path], *, progress: Progress | None = None, report: Report = stop
     ) -> None:
         """See `Shards`. Checking the samples reads the whole stream once."""
-        self.path, self._files = path, list(files)
+        self.path, self._tars = path, [IndexedFile(file) for file in files]
         self.notice = (
-            f"{path} is compressed or a pipe and cannot be read at random: going back reads it again from its start. "
+            f"{path} is compressed and cannot be read at random: going back reads it again from its start. "
             "Keep its order, or unpack it to plain .tar files."
         )
         self.rows, _ = _index(path, files, progress, report)
@@ -88,10 +88,7 @@ class Stream(Source):
                 self._warned = True
             self._rewind()
         while self._position < number:
-            found = next(self._samples, None)
-            if found is None:
-                raise SightlineError(f"{self.path} ends before sample {number}, so it changed. Start again.")
-            self._current, self._position = found, self._position + 1
+            self._current, self._position = next(self._samples), self._position + 1
         file, members = self._current
         return _sample(members, file, self.path)
 
@@ -100,10 +97,11 @@ class Stream(Source):
         self._current: tuple[Path, list[Member]] = (self.path, [])
 
     def _read_all(self) -> Iterator[tuple[Path, list[Member]]]:
-        for file in self._files:
-            with Archive(file, keep=True) as archive:
+        for tar in self._tars:
+            tar.check()
+            with Archive(tar.path, keep=True) as archive:
                 for members in _samples(archive):
-                    yield file, members
+                    yield tar.path, members
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_samples": None, "_position": -1, "_current": (self.path, [])}
@@ -117,9 +115,8 @@ def open_tars(
     path: Path, files: Sequence[Path], *, progress: Progress | None = None, report: Report = stop
 ) -> Shards | Stream:
     """The samples of tars, at random if they can be."""
-    with reading(path):
-        plain = all(stat.S_ISREG(file.stat().st_mode) and not Archive.compressed(file) for file in files)
-    return (Shards if plain else Stream)(path, files, progress=progress, report=report)
+    reader = Stream if any(Archive.compressed(file) for file in files) else Shards
+    return reader(path, files, progress=progress, report=report)
 
 
 def _index(path: Path, files: Sequence[Path], progress: Progress | None, report: Report) -> tuple[Index, list[int]]:
