@@ -86,6 +86,29 @@ def test_a_batch_answers_as_its_rows_do_alone(assistant, name):
     assert new_tokens(model, rows[::-1]) == together[::-1]
 
 
+@pytest.mark.parametrize("name", ["stock", "toy", "registers"])
+@torch.inference_mode()
+def test_beams_see_their_own_rows_images(folders, assistant, name):
+    """Beams repeat rows, and with them all images of a row: a batch searches as its rows do alone. The toy shows two
+    views of each image. A stock model is loaded as ours here, and must search as transformers' own does."""
+    beams = {"do_sample": False, "num_beams": 3, "max_new_tokens": 6, "min_new_tokens": 6}
+    model = load_model(folders / name).model
+    prompts = OwnPrompts(load_model(folders / name).processor(get_template("vicuna_v1")))
+
+    def search(rows) -> list[list[int]]:
+        inputs = prompts.batch(*zip(*rows, strict=True))
+        return model.generate(**inputs, **beams)[:, inputs["input_ids"].shape[1] :].tolist()
+
+    rows = ASKED[:3]
+    together = search(rows)
+    assert together == [search([row])[0] for row in rows]
+    assert together[2] != search([([BLUE, RED], "The same?")])[0]
+    if name == "stock":
+        inputs = assistant(name).prompts.batch(*zip(*rows, strict=True))
+        theirs = assistant(name).model.generate(**inputs, **beams)[:, inputs["input_ids"].shape[1] :]
+        assert theirs.tolist() == together
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_class_decides_how_it_is_asked(assistant, name):
     stock = name.startswith("stock")

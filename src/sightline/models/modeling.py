@@ -163,6 +163,25 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.llm.vocab_size)
         return LlavaCausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, image_hidden_states=visual)
 
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **inputs,
+    ):
+        """Beams repeat rows. The images of a row are repeated together; transformers would repeat them one by one."""
+        pixels, views = inputs.pop("pixel_values", None), inputs.pop("view_counts", None)
+        if expand_size > 1 and pixels is not None and input_ids is not None:
+            batch = self.prefill_batch(input_ids, inputs.get("attention_mask"), pixels, views)
+            rows = torch.arange(batch.num_images).split(batch.image_counts.tolist())
+            order = torch.cat([row.repeat(expand_size) for row in rows])
+            images = pixels.split(batch.view_counts.tolist())
+            pixels, views = torch.cat([images[image] for image in order]), batch.view_counts[order]
+        input_ids, inputs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **inputs)
+        given = {"pixel_values": pixels, "view_counts": views}
+        return input_ids, inputs | {name: value for name, value in given.items() if value is not None}
+
     def prefill_batch(
         self,
         input_ids: Tensor,
