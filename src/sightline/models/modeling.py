@@ -178,7 +178,8 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
             order = torch.cat([row.repeat(expand_size) for row in rows])
             images = pixels.split(batch.view_counts.tolist())
             pixels, views = torch.cat([images[image] for image in order]), batch.view_counts[order]
-        input_ids, inputs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **inputs)
+        expand = super()._expand_inputs_for_generation  # pyright: ignore
+        input_ids, inputs = expand(expand_size, is_encoder_decoder, input_ids, **inputs)
         given = {"pixel_values": pixels, "view_counts": views}
         return input_ids, inputs | {name: value for name, value in given.items() if value is not None}
 
