@@ -64,6 +64,37 @@ def train(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="A recipe file (YAML), or a shipped recipe's name.", metavar="RECIPE")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, as key=value.", metavar="[KEY=VALUE]...")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on standard output.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode images; by default one for each core.")
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Load no weights, and overfit no batch.")] = False,
+) -> None:
+    """Examine a recipe before it trains: every row and image, tokens, parts, one batch overfitted; one verdict.
+
+    Nothing is written. Exit code 0 if training would run, 1 if it would fail.
+    """
+    from rich.console import Console
+
+    from .doctor import examine_file
+    from .doctor.report import show
+
+    report = examine_file(recipe, overrides or [], workers=workers, model=not no_model, console=Console(stderr=True))
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report.record(), indent=2, ensure_ascii=False))
+    else:
+        show(report, Console())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
 def ask(
     model: Annotated[str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")],
     arguments: Annotated[
