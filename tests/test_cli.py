@@ -15,7 +15,7 @@ from sightline.data.templates import get_template
 from sightline.generation import Assistant
 from sightline.models.assemble import assemble
 
-COMMANDS = ["train", "ask", "eval", "report", "demo", "recipes", "world", "world make", "world build"]
+COMMANDS = ["train", "doctor", "ask", "eval", "report", "demo", "recipes", "world", "world make", "world build"]
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "scipy", "PIL"}
 
 HELP_OF_EVERYTHING = """
@@ -162,7 +162,7 @@ def test_data_that_is_not_there_stops_before_anything_is_written(sightline, tmp_
     )
     code, _, err = sightline("train", "r.yaml")
     assert code == 2
-    assert err.startswith("error: data file not found: gone.json")
+    assert err.lstrip().startswith("error: data file not found: gone.json")
     assert not Path("runs").exists()
 
 
