@@ -222,3 +222,9 @@ def test_like_lengths_stand_together(plain, samples):
     order = rows.order(batch_size=6, accumulate=1, group_by_length=True)
     batches = [item.batch for item in training_batches(rows, order, num_steps=order.steps_per_epoch)]
     assert sum(all(name.isdecimal() and int(name) < 6 for name in batch.ids) for batch in batches) == 1
+
+
+def test_rows_that_share_an_id_cannot_share_a_column(toy, samples):
+    twice = [*samples, replace(samples[1], id=samples[0].id)]
+    with pytest.raises(SightlineError, match=r"two rows of .*chats.json have the id 'q0', and column 'toy/level'"):
+        Rows(twice, toy, seed=0, columns=levels(samples))

@@ -47,3 +47,14 @@ def test_a_template_of_another_model_is_refused(tiny: dict[str, Path]) -> None:
     assembly = assemble(str(tiny["clip"]), str(tiny["llama"]))
     with pytest.raises(SightlineError, match=r"'chatml' needs the token '<\|im_end\|>', which the tokenizer does not"):
         assembly.processor(get_template("chatml"))
+
+
+def test_an_answer_that_melts_into_the_template_is_refused(tiny: dict[str, Path]) -> None:
+    """Qwen's and Llama 3's vocabularies merge newlines: chatml's own and an answer's first would become one token."""
+    assembly = assembly_for(tiny, "chatml")
+    assembly.tokenizer.add_tokens("\n\n")
+    assembly.model.resize_token_embeddings(len(assembly.tokenizer), mean_resizing=False)
+    process = assembly.processor(get_template("chatml"))
+    with pytest.raises(SightlineError, match=r"sample 'x': an answer begins inside the token '\\n\\n'.*'chatml'"):
+        process(Sample("x", (), (Turn("user", "Is it red?"), Turn("assistant", "\nyes"))))
+    process(Sample("x", (), (Turn("user", "Is it red?"), Turn("assistant", "yes\n\nsure"))))

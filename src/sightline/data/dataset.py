@@ -67,7 +67,7 @@ class Rows:
             training: let methods insert turns.
 
         Raises:
-            SightlineError: if a method needs a column that is absent, or a row has no value in one.
+            SightlineError: if a method needs a column that is absent, a row has no value in one, or two share an id.
         """
         self.samples = samples
         self.processor = processor
@@ -81,9 +81,18 @@ class Rows:
             fix = f"Run: sightline annotate RECIPE --method {method}"
             if name not in self.columns:
                 raise SightlineError(f"method '{method}' needs column '{name}', absent from {source}. {fix}")
-            absent = next((s.id for s in samples if s.id not in self.columns[name]), None)
-            if absent is not None:
-                raise SightlineError(f"column '{name}' of method '{method}' has no value for sample '{absent}'. {fix}")
+            seen: set[str] = set()
+            for sample in samples:
+                if sample.id not in self.columns[name]:
+                    raise SightlineError(
+                        f"column '{name}' of method '{method}' has no value for sample '{sample.id}'. {fix}"
+                    )
+                if sample.id in seen:
+                    raise SightlineError(
+                        f"two rows of {source} have the id '{sample.id}', and column '{name}' is kept by id, so they "
+                        "would share one value. Give each row an id of its own."
+                    )
+                seen.add(sample.id)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -116,7 +116,7 @@ class Processor:
         prompt_only: bool = False,
     ) -> Example:
         text, spans = render(self.template, turns, str(self.tokenizer.eos_token), prompt_only=prompt_only)
-        input_ids, owners = self._tokenise(text, spans)
+        input_ids, owners = self._tokenise(name, text, spans)
         pixel_values, view_counts = self._views(name, images)
         views = np.ones_like(view_counts) if self.methods.merges_views else view_counts
         visual_counts = views * self.tokens_per_view
@@ -169,7 +169,7 @@ class Processor:
             columns=columns or {},
         )
 
-    def _tokenise(self, text: str, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenise(self, name: str, text: str, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the text, and for each the number of the span that owns it (-1 for special tokens around the text).
 
         A token belongs to the span of its last character: a leading space merged into a word follows the word.
@@ -180,11 +180,20 @@ class Processor:
         )
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        starts = np.asarray([span.start for span in spans])
+        starts = np.asarray([span.start for span in spans], dtype=np.int64)
         last = np.maximum(offsets[:, 1] - 1, offsets[:, 0])
         owners = np.searchsorted(starts, last, side="right") - 1
-        outside = (offsets[:, 0] == 0) & (offsets[:, 1] == 0)
-        return ids, np.where(outside, -1, owners)
+        owners[(offsets[:, 0] == 0) & (offsets[:, 1] == 0)] = -1
+        owned = np.flatnonzero(owners >= 0)
+        answers = np.asarray([span.role == "assistant" for span in spans], dtype=bool)
+        crossing = owned[answers[owners[owned]] & (offsets[owned, 0] < starts[owners[owned]])]
+        if len(crossing):
+            token = self.tokenizer.decode(ids[crossing[:1]])
+            raise SightlineError(
+                f"sample '{name}': an answer begins inside the token {token!r}, which it shares with template "
+                f"'{self.template.name}': generation could not start there. Remove the white space before the answer."
+            )
+        return ids, owners
 
     def _views(self, name: str, images: Sequence[ImageSource]) -> tuple[Tensor, np.ndarray]:
         """Pixels of all views of the row's images, packed, and how many views each image has."""

@@ -117,7 +117,7 @@ def load_method_class(name: str) -> type[AlignmentMethod]:
     path = METHODS.get(name, name)
     if ":" not in path:
         raise SightlineError(
-            f"unknown method '{name}'{did_you_mean(name, METHODS)} "
+            f"unknown method '{name}'{did_you_mean(name, METHODS) or '.'} "
             f"Known: {', '.join(METHODS) or 'none yet'}; an own one is named 'module:Class'."
         )
     module, _, attribute = path.partition(":")

@@ -50,7 +50,7 @@ class Objective(nn.Module):
         for name in weights:
             if name not in known:
                 raise SightlineError(
-                    f"weights name a loss '{name}' that nothing gives{did_you_mean(name, known)} "
+                    f"weights name a loss '{name}' that nothing gives{did_you_mean(name, known) or '.'} "
                     f"Known: {', '.join(known)}."
                 )
         pooled = tuple(kind for kind in kinds if kind not in weights)

@@ -164,7 +164,8 @@ def reading_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     try:
         yield progress
     finally:
-        bar.stop()
+        if bar.live.is_started:  # stopping one that never started would print an empty line
+            bar.stop()
 
 
 def parts_table(rows: list[PartRow], *, title: str) -> Table:

@@ -35,7 +35,8 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
     for part in stage.trainable:
         if part not in sizes:
             raise SightlineError(
-                f"stage '{stage.name}' trains '{part}', which the model does not have{did_you_mean(part, sizes)} "
+                f"stage '{stage.name}' trains '{part}', which the model does not have"
+                f"{did_you_mean(part, sizes) or '.'} "
                 f"It has: {', '.join(sizes)}."
             )
     for part, _, parameter in named_parts(model):
