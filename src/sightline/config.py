@@ -31,11 +31,11 @@ class Data(Record):
     """Rows to train or validate on."""
 
     path: str
-    """A LLaVA JSON file, relative to where you are."""
+    """Rows: .json, .jsonl, .csv, .tsv, .parquet, .tar or a folder; relative to where you are."""
     images: str | None = None
     """The folder of the rows' images; by default `images` beside the file if there is one, else the file's folder."""
     template: str = "vicuna_v1"
-    """How turns become text: `plain` (captions) or `vicuna_v1`."""
+    """How turns become text: `plain` (captions), `vicuna_v1`, `llama-3`, `phi-3`, `gemma`, `chatml`."""
     limit: Positive | None = None
     """Use only the first rows."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
