@@ -136,7 +136,7 @@ class Archive:
                 raise self._damaged(f"the header at byte {offset} is broken, and what follows cannot be found")
             while rest := self._forward.read(CHUNK):
                 if any(rest):
-                    raise self._damaged(f"more follows its end mark at byte {offset}; was it joined from several?")
+                    raise self._damaged(f"more follows its end mark at byte {offset}, as if several were joined")
         except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
             if isinstance(error, SightlineError):
                 raise

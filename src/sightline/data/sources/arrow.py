@@ -46,10 +46,15 @@ class Arrow(Source):
         """
         self.path, self.root = path, image_folder(path, images)
         self.rows = Index()
-        self._files = [(file.name, _num_rows(file)) for file in files] if _library(path) else []
-        self._table = _open(path, files)
+        _need_library(path)
+        self._files = [(file.name, _num_rows(file)) for file in files]
+        # `datasets` fails on Parquet files without rows.
+        filled = [file for file, (_, count) in zip(files, self._files, strict=True) if count]
+        if files and not filled:
+            raise _no_rows(path)
+        self._table = _open(path, filled)
         if not len(self._table):
-            raise SightlineError(f"{path} holds no rows. Put rows in it.")
+            raise _no_rows(path)
         for number, row in enumerate(self._light_rows()):
             try:
                 self.rows.add(self._sample(row, number), number)
@@ -109,7 +114,8 @@ def _open(path: Path, files: Sequence[Path]):
             rows = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow and datasets have no error of their own for damaged files
         raise SightlineError(
-            f"cannot open {path} with `datasets`: {_first_line(error)}. Save it again, or name the right folder."
+            f"cannot open {path} with `datasets`: {_first_line(error.__cause__ or error)}. "
+            "Save it again, or name the right folder."
         ) from None
     finally:
         if shown_before:
@@ -122,12 +128,11 @@ def _open(path: Path, files: Sequence[Path]):
     return rows.with_format("arrow")
 
 
-def _library(path: Path) -> bool:
+def _need_library(path: Path) -> None:
     if find_spec("datasets") is None:
         raise SightlineError(
             f"reading {path} needs the `datasets` library, which is not installed. Run: pip install 'sightline[data]'"
         )
-    return True
 
 
 def _num_rows(file: Path) -> int:
@@ -191,5 +196,9 @@ def parquet_files(folder: Path, files: Sequence[Path]) -> list[Path]:
     return list(files)
 
 
-def _first_line(error: Exception) -> str:
+def _no_rows(path: Path) -> SightlineError:
+    return SightlineError(f"{path} holds no rows. Put rows in it.")
+
+
+def _first_line(error: BaseException) -> str:
     return shown((str(error) or type(error).__name__).splitlines()[0], 200).rstrip(".")

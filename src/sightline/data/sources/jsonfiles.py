@@ -65,7 +65,7 @@ class JsonLines(Source):
 
     def _sample(self, line: bytes, number: int, offset: int) -> Sample:
         where = self._line(number)
-        row = parse(decode(line, where, offset), where, fix=LINE_FIX)
+        row = parse(decode(line, where, offset).rstrip(), where, fix=LINE_FIX)
         return sample_from_row(row, self.root, where, source=str(self.path))
 
 

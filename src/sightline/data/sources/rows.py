@@ -80,13 +80,15 @@ def sample_from_row(
         raise SightlineError(f"{where} has both 'conversations' and 'messages'. Keep one of them.")
 
     given = _given_images(row, where)
-    if members is not None and not given:
-        given = list(members)
-    if shape in ROLES:
-        turns, places = _turns(row[shape], shape, where)
-    else:
-        turns, places = _caption(row[shape], shape, where, len(given))
+    turns, places = (_turns if shape in ROLES else _caption)(row[shape], shape, where)
     named = [place for place in places if place is not None]
+    if members is not None and not given and not named:
+        given = list(members)
+    if shape not in ROLES and len(given) != 1:
+        raise SightlineError(
+            f"{where}: a row with a '{shape}' needs one image, and has {len(given)}. Name it in 'image'; "
+            "several images belong in 'conversations'."
+        )
     if len(places) != len(given) + len(named):
         raise SightlineError(
             f"{where}: {len(places)} {IMAGE} in the questions for {len(given) + len(named)} images. "
@@ -176,7 +178,7 @@ def _items(content: list[Any], where: str) -> tuple[str, list[Any]]:
     return "".join(pieces), places
 
 
-def _caption(text: Any, shape: str, where: str, num_images: int) -> tuple[list[Turn], list[Any]]:
+def _caption(text: Any, shape: str, where: str) -> tuple[list[Turn], list[Any]]:
     here = f"{where}: '{shape}'"
     if not isinstance(text, str):
         raise SightlineError(f"{here} should be text, and is {kind(text)}. Write the caption there.")
@@ -187,11 +189,6 @@ def _caption(text: Any, shape: str, where: str, num_images: int) -> tuple[list[T
     if IMAGE in text:
         raise SightlineError(f"{here} holds {IMAGE}, which stands for a picture. Say it in other words.")
     _check_text(text, here)
-    if num_images != 1:
-        raise SightlineError(
-            f"{where}: a row with a '{shape}' needs one image, and has {num_images}. Name it in 'image'; "
-            "several images belong in 'conversations'."
-        )
     return [Turn("user", IMAGE), Turn("assistant", text)], [None]
 
 
@@ -228,12 +225,7 @@ def _image(value: Any, root: Path, where: str, members: Mapping[str, EmbeddedIma
     if isinstance(value, bytes):
         return EmbeddedImage(f"of {where}", value)
     if members is not None:
-        if value not in members:
-            raise SightlineError(
-                f"{where}: image '{shown(value)}' is not in the archive beside it. "
-                f"There: {shown(', '.join(members)) or 'none'}."
-            )
-        return members[value]
+        return _member(value, members, where)
     if value.startswith("data:") or "://" in value:
         raise SightlineError(
             f"{where}: image '{shown(value)}' is an address, and nothing is downloaded. "
@@ -241,6 +233,19 @@ def _image(value: Any, root: Path, where: str, members: Mapping[str, EmbeddedIma
         )
     _check_text(value, f"{where}: image '{shown(value)}'")
     return resolve_image(root, value, where)
+
+
+def _member(name: str, members: Mapping[str, EmbeddedImage], where: str) -> EmbeddedImage:
+    """The image of an archive that a row means: by its name there, the last part of it, or what follows its key."""
+    last = name.rpartition("/")[2]
+    fits = [full for full in members if (base := full.rpartition("/")[2]) == last or base.partition(".")[2] == name]
+    fits = [name] if name in members else fits
+    if len(fits) != 1:
+        there = shown(", ".join(members)) or "none"
+        raise SightlineError(
+            f"{where}: image '{shown(name)}' is not in the archive beside it. There: {there}. Name one of them."
+        )
+    return members[fits[0]]
 
 
 def _check_order(turns: list[Turn], names: tuple[str, ...], where: str) -> None:

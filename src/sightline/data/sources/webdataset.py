@@ -104,7 +104,7 @@ class Stream(Source):
                     yield tar.path, members
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_samples": None, "_position": -1, "_current": (self.path, [])}
+        return {**self.__dict__, "_samples": None, "_warned": False, "_position": -1, "_current": (self.path, [])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -159,6 +159,10 @@ def _samples(archive: Archive) -> Iterator[list[Member]]:
 def _sample(members: list[Member], tar: Path, path: Path) -> Sample:
     key = members[0].key
     where = _place(tar, key)
+    endings = [member.ending for member in members]
+    twice = next((member for i, member in enumerate(members) if member.ending in endings[:i]), None)
+    if twice is not None:
+        raise SightlineError(f"{where} has two members named {shown(twice.name)}. Keep one of them.")
     images = {
         member.name: EmbeddedImage(
             f"'{shown(member.name)}' of {tar.name}", member.data, tar, member.data_offset, member.size
