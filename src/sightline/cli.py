@@ -81,8 +81,8 @@ def doctor(
     """
     from rich.console import Console
 
-    from .doctor import examine_file
     from .doctor.report import show
+    from .doctor.run import examine_file
 
     report = examine_file(recipe, overrides or [], workers=workers, model=not no_model, console=Console(stderr=True))
     if as_json:

@@ -25,8 +25,9 @@ def broken_rows(problems: Iterable[str], file: str) -> list[Finding]:
     found = []
     for problem in problems:
         place = re.match(r"(.{1,200}?(?:row|line) \d+(?: \(id '[^']*'\))?):? ", problem)
-        where = place[1] if place else file
-        found.append(from_error(problem, severity="error", check="rows/broken" if place else "rows/file", where=where))
+        where, check = (place[1], "rows/broken") if place else (file, "rows/file")
+        fix = "Mend the row, or remove it." if place else "Write it as a JSON list of rows."
+        found.append(from_error(problem, severity="error", check=check, where=where, fix=fix))
     return found
 
 

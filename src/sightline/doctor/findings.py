@@ -71,11 +71,17 @@ class Ledger:
         return iter(sorted(self._groups.values(), key=lambda group: SEVERITIES.index(group.severity)))
 
 
-def from_error(error: object, *, severity: Severity, check: str, where: str) -> Finding:
-    """A finding from one of our errors, worded as cause, consequence, fix: the fix is its last sentence."""
+def from_error(
+    error: object, *, severity: Severity, check: str, where: str, fix: str = "Mend this, or remove it."
+) -> Finding:
+    """A finding from one of our errors, worded as cause, consequence, fix: the fix is its last sentence.
+
+    Args:
+        fix: what to do where the error does not say.
+    """
     text = " ".join(str(error).split())
-    cause, fix = split_fix(text.removeprefix(f"{where}: "))
-    return Finding(severity, check, where, cause, fix or "Mend this, or remove it.")
+    cause, own = split_fix(text.removeprefix(where).removeprefix(":").lstrip())
+    return Finding(severity, check, where, cause, own.replace("Known: ", "Use one of these: ") or fix)
 
 
 def split_fix(text: str) -> tuple[str, str]:

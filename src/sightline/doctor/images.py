@@ -28,6 +28,8 @@ SUFFIXES = {
     "WEBP": (".webp",), "GIF": (".gif",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",),
 }  # fmt: skip
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
+MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+"""How the files of common formats begin."""
 HEADS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the image", "Run `git lfs pull` in that folder."),
     (b"<!doctype html", "a web page, not an image: the download failed", "Download it again."),
@@ -72,9 +74,8 @@ def look_at(source: Any) -> Looked:
         with warnings.catch_warnings(record=True) as said, _silent_pillow():
             warnings.simplefilter("always")
             image = load_image(source)
-        troubles = [_said(warning.message) for warning in said]
-        if isinstance(source, Path):
-            troubles += about_file(source)
+            odd = about_file(source) if isinstance(source, Path) else []
+        troubles = [*(_said(warning.message) for warning in said), *odd]
         return Looked(image.size, (*dict.fromkeys(troubles), *about_size(image.size)))
     except MemoryError:
         return Looked(
@@ -95,7 +96,7 @@ def before_opening(path: Path) -> Trouble | None:
     except PermissionError:
         return _no_permission(path)
     except (OSError, ValueError) as error:
-        message = f"the name cannot be a file's ({error})."
+        message = f"the name cannot be a file's ({getattr(error, 'strerror', None) or error})."
         return Trouble("error", "images/name", message, "Check the row's image name.")
     if stat.S_ISDIR(status.st_mode):
         return Trouble("error", "images/folder", "is a folder, not an image.", "Name the file inside it in the row.")
@@ -134,6 +135,12 @@ def why(source: Any, error: BaseException) -> Trouble:
         if head and not head.strip(b"\0"):
             fix = "Download or copy it again, or remove the row."
             return Trouble("error", "images/damaged", "holds only zeros: it was never written to the end.", fix)
+        if head.startswith(MAGIC):
+            fix = "Download or copy it again, or remove the row."
+            reason = text.partition(f"{source}: ")[2].partition(". Replace")[0].partition(" '/")[0] or text
+            check = "images/truncated" if "truncated" in text.lower() else "images/damaged"
+            cause = "is cut off" if check == "images/truncated" else "begins as an image and is damaged"
+            return Trouble("error", check, f"{cause}: {reason}.", fix)
     if "cannot identify" in text:
         fix = "Put an image there (PNG or JPEG), or remove the row."
         return Trouble("error", "images/not-an-image", "is not an image that Pillow knows.", fix)
