@@ -146,8 +146,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
 def provenance(photographs: Mapping[str, Any]) -> str:
     """The text of README.txt: sources and licences, then how each picture was made."""
     made = [
-        f"  {name:<22} {entry['source']}"
-        + "".join(f", {key} {entry[key]}" for key in CHANGES if key in entry)
+        f"  {name:<22} {entry['source']}" + "".join(f", {key} {entry[key]}" for key in CHANGES if key in entry)
         for name, entry in photographs.items()
     ]
     return SOURCES.read_text(encoding="utf-8").format(version=version("scikit-image"), made="\n".join(made))
