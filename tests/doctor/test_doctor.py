@@ -1,8 +1,10 @@
 """The doctor on healthy data, its verdicts and its JSON; its fast paths against what training does."""
 
 import json
+import os
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from sightline.config import Recipe, check
 from sightline.data.sources import open_source
 from sightline.data.templates import TEMPLATES, get_template
 from sightline.doctor import images, models
+from sightline.doctor.look import look_at
 from sightline.doctor.report import Report
 from sightline.doctor.rows import RowReader, Views
 from sightline.doctor.run import examine
@@ -124,7 +127,7 @@ def test_a_rate_that_is_too_low_is_a_warning(tiny, pictures):
 
 
 def test_overfitting_leaves_the_model_as_it_was(tiny, pictures, monkeypatch):
-    from sightline.doctor import run
+    from sightline.doctor import batches
 
     seen = []
 
@@ -133,7 +136,7 @@ def test_overfitting_leaves_the_model_as_it_was(tiny, pictures, monkeypatch):
         seen.append((assembly, {name: value.clone() for name, value in assembly.model.state_dict().items()}))
         return assembly
 
-    monkeypatch.setattr(run, "start", started)
+    monkeypatch.setattr(batches, "start", started)
     report = examined(values(tiny, pictures), model=True)
     assert [result.status for result in report.overfit] == ["learned", "learned"]
     assembly, before = seen[0]
@@ -175,6 +178,31 @@ def test_a_missing_column_names_the_command(tiny, pictures):
     assert "toy/level" in found.message
     assert "sightline annotate" in found.fix
     assert "needs column" in report.overfit[0].reason
+
+
+@pytest.mark.parametrize(("methods", "severity"), [([], "warning"), ([{"name": "toy:Toy"}], "error")])
+def test_an_id_twice_is_an_error_where_columns_are_kept_by_it(tiny, pictures, tmp_path, methods, severity):
+    rows = json.loads((pictures / "chats.json").read_text())
+    (tmp_path / "rows.json").write_text(json.dumps([row | {"id": "same"} for row in rows]))
+    data = {"path": str(tmp_path / "rows.json"), "images": str(pictures / "images")}
+    report = examined(values(tiny, pictures, data=data) | {"methods": methods})
+    assert checks(report)["rows/duplicate-id"] == severity
+    message = next(group for group in report.ledger if group.check == "rows/duplicate-id").first[0].message
+    assert ("column 'toy/level'" in message) == (severity == "error")
+
+
+def test_a_run_folder_in_use_is_refused_as_training_refuses_it(tiny, pictures, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    report = examined(values(tiny, pictures) | {"out": str(tmp_path)})
+    assert checks(report) == {"recipe/run-folder": "error"}
+
+
+def test_a_mixture_overfits_rows_of_each_template(tiny, pictures):
+    data = [{"path": str(pictures / name), "template": template} for name, template in
+            (("captions.json", "plain"), ("chats.json", "vicuna_v1"))]  # fmt: skip
+    report = examined(values(tiny, pictures, data=data), model=True)
+    assert report.verdict == "ready"
+    assert [record.rows for record in report.data] == [12, 12, 14]
 
 
 def test_a_part_that_is_not_there_leaves_the_rows_checked(tiny, pictures):
@@ -251,12 +279,29 @@ def test_worker_processes_see_what_one_process_sees(pictures, tmp_path, monkeypa
     stopped.close()
 
 
+@dataclass(frozen=True)
+class Crash:
+    """An image whose decoder ends its process."""
+
+    name: str = "crash"
+
+    def read(self) -> bytes:
+        os._exit(9)
+
+
+def test_a_decoder_that_dies_is_one_image_of_many(monkeypatch):
+    monkeypatch.setattr(images, "FEW", 0)
+    ((number, looked),) = images.decode_all([Crash()], workers=1, tick=lambda _: None)
+    assert (number, looked.size) == (0, None)
+    assert [trouble.check for trouble in looked.troubles] == ["images/crash"]
+
+
 def test_pillow_says_nothing_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        looked = images.look_at(tmp_path / "large.png")
+        looked = look_at(tmp_path / "large.png")
     assert looked.size == (40, 40)
     assert [trouble.check for trouble in looked.troubles] == ["images/large"]
 

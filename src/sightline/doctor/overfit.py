@@ -5,7 +5,7 @@ The weights in memory are put back afterwards; nothing is written.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,17 +14,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from ..config import Stage
-from ..data.collate import collate
-from ..data.processor import Processor
 from ..models.assemble import Assembly
 from ..models.parts import named_parts
 from ..train.loop import autocast
 from ..train.objective import Objective
 from ..train.setup import build_optimizer, set_modes, set_trainable
-from ..types import Batch, Sample
+from ..types import Batch
 from .findings import Finding
 
-ROWS = 4
 STEPS = 30
 LARGEST_ON_CPU = 200_000_000
 """Parameters of a model that a CPU can train a few steps of in a minute or so."""
@@ -69,22 +66,16 @@ def too_large(assembly: Assembly, device: torch.device) -> str:
 def overfit(
     assembly: Assembly,
     stage: Stage,
-    processor: Processor,
-    samples: Sequence[Sample],
+    batch: Batch,
     *,
     seed: int,
     device: torch.device,
     tick: Callable[[int], None],
 ) -> tuple[Overfit, list[Finding]]:
-    """Train on one batch at the stage's own learning rates, and at ten times those where that does nothing.
-
-    Args:
-        samples: rows that can be laid out.
-    """
+    """Train on one batch at the stage's own learning rates, and at ten times those where that does nothing."""
     where = f"stage '{stage.name}'"
-    batch = collate([processor(sample) for sample in samples], pad_id=processor.pad_id).to(device)
     objective = Objective(assembly.model, stage.weights)
-    trial = _Trial(objective, stage, batch, seed, tick)
+    trial = _Trial(objective, stage, batch.to(device), seed, tick)
     first, last, steps = trial.run(1.0)
     found: list[Finding] = [
         Finding(
@@ -96,7 +87,7 @@ def overfit(
         )
         for part in trial.without_gradient
     ]
-    result = Overfit(stage.name, "learned", "", len(samples), steps, _finite(first), _finite(last))
+    result = Overfit(stage.name, "learned", "", len(batch), steps, _finite(first), _finite(last))
     rates = ", ".join(f"{row.part} {row.lr:g}" for row in trial.table if row.trainable)
     if not (math.isfinite(first) and math.isfinite(last)):
         message = f"the loss of one batch is {last if math.isfinite(first) else first} after {steps} steps ({rates})."

@@ -11,16 +11,18 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..config import Recipe, Stage, load_recipe
+from ..config import Recipe, load_recipe
 from ..data.templates import get_template
 from ..errors import SightlineError
+from ..files import claim_empty
 from ..models.assemble import Assembly
-from ..train.run import pick_device, seed_everything, start
+from ..train.run import pick_device
 from ..types import Sample
 from . import checks, models
+from .batches import SoundRows, overfit_stages
 from .findings import Finding, from_error
-from .images import Looked, decode_all, look_at
-from .overfit import ROWS, Overfit, overfit, too_large
+from .images import decode_all
+from .look import Looked, look_at
 from .reading import Table, tables
 from .report import DataRecord, Report
 from .rows import BATCH, RowReader, Views
@@ -60,23 +62,25 @@ class _Examination:
         self.tables: list[Table] = []
         self.sizes: dict[Path | str, tuple[int, int]] = {}
         """Sizes of the images that could be decoded."""
-        self.good: dict[str, list[Sample]] = {}
+        self.sound: dict[str, SoundRows] = {}
         """A few rows of each stage with nothing wrong, to overfit."""
         self.assemblies: dict[str, Assembly] = {}
 
     def run(self) -> Report:
         with self._step("recipe", None):
             self._recipe()
+        with self._step("parts", None):
+            self._parts()
         with self._step("rows", None) as tick:
             uses = self._rows(tick)
         with self._step("images", len(uses)) as tick:
             self._images(uses, tick)
-        with self._step("parts", None):
-            self._parts()
         with self._step("tokens", sum(len(table) for table in self.tables)) as tick:
             self._tokens(tick)
         with self._step("one batch", None) as tick:
-            self._overfit(tick)
+            overfit_stages(
+                self.recipe, self.report, self.sound, self.assemblies, device=self.device, model=self.model, tick=tick
+            )
         return self.report
 
     @contextmanager
@@ -98,11 +102,10 @@ class _Examination:
             self.device = torch.device("cpu")
             self.report.add(from_error(error, severity="error", check="recipe/device", where=self.recipe.name))
         folder = self.recipe.run_folder
-        if folder.is_dir() and any(folder.iterdir()):
-            message = f"the run folder '{folder}' is not empty; a new run does not write over it."
-            self.report.add(
-                Finding("note", "recipe/run-folder", self.recipe.name, message, "Name another one with out=...")
-            )
+        try:
+            claim_empty(folder, f"run '{self.recipe.name}'")
+        except SightlineError as error:
+            self.report.add(from_error(error, severity="error", check="recipe/run-folder", where=self.recipe.name))
 
     def _rows(self, tick: Any) -> dict[Any, tuple[str, int, bool]]:
         """Check every row's words; for each image (first place, rows that show it, whether it stops training)."""
@@ -115,6 +118,9 @@ class _Examination:
             record.rows, record.broken = len(table), len(table.problems)
             self.report.data.append(record)
             self.report.add(*checks.broken_rows(table.problems, file))
+            if table.source is not None and table.source.notice:
+                fix = "Nothing need be done; another format is read faster."
+                self.report.add(Finding("note", "rows/notice", file, table.source.notice, fix))
             try:
                 template = get_template(table.data.template)
             except SightlineError as error:
@@ -123,10 +129,11 @@ class _Examination:
                 continue
             mine = seen.setdefault(stage.name, checks.Seen())
             stops = stage.bad_images == "raise"
+            assembly = self.assemblies.get(stage.name)
+            columns = tuple(assembly.model.model.methods.columns) if assembly is not None else ()
             for where, sample in table:
                 self.report.add(*checks.text_of_row(where, sample, template))
                 if table.role == "data":
-                    columns = [c for m in self.recipe.methods for c in _columns(m)]
                     self.report.add(*mine.row(where, sample, columns))
                 else:
                     self.report.add(*mine.held_out(where, sample))
@@ -201,7 +208,7 @@ class _Examination:
             self.report.add(*models.odd_rates(stage, parts))
             for column, method in assembly.model.model.methods.columns.items():
                 message = f"method '{method}' needs column '{column}', which is not there."
-                fix = f"Run: sightline annotate RECIPE --method {method}"
+                fix = "Compute it with the method's annotate() and train from Python: train(recipe, columns=...)."
                 self.report.add(Finding("error", "parts/columns", where, message, fix))
 
     def _tokens(self, tick: Any) -> None:
@@ -222,6 +229,7 @@ class _Examination:
                 long_rows=stage.long_rows,
                 views=Views(processor, lambda image: self.sizes.get(_key(image))),
             )
+            sound = self.sound.setdefault(stage.name, SoundRows())
             special = checks.special_pattern(processor.tokenizer.all_special_tokens)
             waiting: list[tuple[int, str, Sample]] = []
             for number, (where, sample) in enumerate(table):
@@ -231,75 +239,15 @@ class _Examination:
                     found = reader.read(waiting)
                     self.report.add(*found)
                     if table.role == "data":
-                        self._keep_good(stage, waiting, found)
+                        sound.keep(waiting, found, processor, lambda image: _key(image) in self.sizes)
                     tick(len(waiting))
                     waiting = []
             record.budget = reader.budget.summary(self.recipe.max_length)
-
-    def _keep_good(self, stage: Stage, rows: list[tuple[int, str, Sample]], found: list[Finding]) -> None:
-        """Remember rows to overfit: those with images first, none with anything wrong."""
-        kept = self.good.setdefault(stage.name, [])
-        if len(kept) >= ROWS and all(sample.images for sample in kept):
-            return
-        odd = {finding.where.partition(" (id '")[0] for finding in found}
-        good = [s for _, where, s in rows if where not in odd and all(_key(image) in self.sizes for image in s.images)]
-        kept[:] = sorted([*kept, *good], key=lambda sample: not sample.images)[:ROWS]
-
-    def _overfit(self, tick: Any) -> None:
-        stages = [self.recipe.stages[0], *self.recipe.stages[1:][-1:]]
-        loaded: Assembly | None = None
-        for stage in stages:
-            reason = self._why_no_overfit(stage)
-            if reason:
-                self.report.overfit.append(Overfit(stage.name, "skipped", reason))
-                continue
-            try:
-                seed_everything(self.recipe.seed)
-                loaded = start(self.recipe, stage, loaded).to(self.device)
-                data = next(table.data for table in self.tables if table.stage is stage and table.role == "data")
-                result, found = overfit(
-                    loaded,
-                    stage,
-                    models.processor(loaded, self.recipe, data.template),
-                    self.good[stage.name],
-                    seed=self.recipe.seed,
-                    device=self.device,
-                    tick=tick,
-                )
-            except SightlineError as error:
-                where = f"stage '{stage.name}'"
-                self.report.add(from_error(error, severity="error", check="parts/model", where=where))
-                self.report.overfit.append(Overfit(stage.name, "skipped", "the model cannot be loaded"))
-            except (RuntimeError, MemoryError) as error:
-                text = str(error).partition("\n")[0]
-                fix = "Lower batch_size, or use another device."
-                where = f"stage '{stage.name}'"
-                self.report.add(Finding("error", "overfit/failed", where, f"a training step fails: {text}.", fix))
-                self.report.overfit.append(Overfit(stage.name, "skipped", f"a training step fails: {text}"))
-            else:
-                self.report.overfit.append(result)
-                self.report.add(*found)
-
-    def _why_no_overfit(self, stage: Stage) -> str:
-        if not self.model:
-            return "--no-model"
-        if stage.name not in {parts.stage for parts in self.report.parts}:
-            return "the model cannot be built"
-        if not self.good.get(stage.name):
-            return "no row of it has nothing wrong"
-        if columns := list(self.assemblies[stage.name].model.model.methods.columns):
-            return f"its method needs column '{columns[0]}'"
-        return too_large(self.assemblies[stage.name], self.device)
 
 
 def _key(image: Any) -> Path | str:
     """What an image is called: its path, or its name in the file that holds it."""
     return image if isinstance(image, Path) else str(getattr(image, "name", image))
-
-
-def _columns(record: Any) -> tuple[str, ...]:
-    """The columns of a method of a recipe, as far as its class says them without a model."""
-    return (str(record.get("name")),) if isinstance(record, dict) and record.get("name") else ()
 
 
 def _cores() -> int:
