@@ -6,8 +6,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sightline.data.sources import arrow, collect_problems, open_source
+from sightline.data.sources.rows import FIELDS
 from sightline.errors import SightlineError
 from sightline.types import Turn
 
@@ -97,6 +100,47 @@ def test_broken_rows_name_their_shard(tmp_path):
     assert "rows.parquet row 1: a row with a 'text' needs one image, and has 0" in collect_problems(absent)[0]
     misspelt = table(tmp_path, [{"image": PNG, "captoin": "x"}])
     assert "did you mean 'captoin'" in collect_problems(misspelt)[0]
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    """Other writers do not look; Arrow itself raises a UnicodeDecodeError where the text is read."""
+    text = pa.Array.from_buffers(
+        pa.string(),
+        3,
+        [None, pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1, 2, 3))), pa.py_buffer(b"a\xffb")],
+    )
+    path = table(tmp_path, image=pa.array(["1.png", "2.png", "3.png"]), text=text)
+    (problem,) = collect_problems(path)
+    assert problem.startswith("rows.parquet row 1 is damaged: ")
+    assert "UTF8" in problem
+    assert "Write it again as UTF-8" in problem
+    sound = open_source(path, report=lambda problem: None)
+    assert [sample.turns[1].text for sample in sound] == ["a", "b"]
+
+
+arrow_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=4) | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["bytes", "path", "from", "value", "role", "content", "type"]), inner, max_size=2
+        )
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=30)
+@given(row=st.dictionaries(st.sampled_from(FIELDS), arrow_values, min_size=1, max_size=4))
+def test_any_row_is_a_sample_or_our_error(tmp_path_factory, row):
+    try:
+        path = table(tmp_path_factory.getbasetemp(), [row, row])
+    except (pa.ArrowException, NotImplementedError):
+        return  # Arrow holds no such row
+    try:
+        assert all(sample.turns for sample in open_source(path))
+    except SightlineError as problem:
+        assert str(problem) in collect_problems(path)[0]
 
 
 def test_splits_are_named(tmp_path):

@@ -52,7 +52,11 @@ def test_several_images_none_and_a_system_turn(tmp_path):
 
 
 def test_images_under_either_name(tmp_path):
-    for row in ({**GOOD, "image": None, "images": ["a.png"]}, {"images": "a.png", "conversations": [HUMAN, GPT]}):
+    for row in (
+        {**GOOD, "image": None, "images": ["a.png"]},
+        {**GOOD, "image": "", "images": ["a.png"]},
+        {"images": "a.png", "conversations": [HUMAN, GPT]},
+    ):
         assert read_llava_json(write(tmp_path, [row]))[0].images == (tmp_path / "a.png",)
 
 
@@ -254,6 +258,12 @@ def test_null_fields_of_an_item_say_nothing(tmp_path):
     """Arrow gives every item every field."""
     row = message({"type": "image", "text": None, "index": 0}, {"type": "text", "text": "What?", "index": None})
     assert read_llava_json(write(tmp_path, [row]))[0].turns[0].text == "<image>\nWhat?"
+
+
+def test_indices_of_items_count_through_all_turns(tmp_path):
+    row = message({**PICTURE, "index": 0}, WORDS, images=("a.png", "b.png"))
+    row["messages"] += [{"role": "user", "content": [{**PICTURE, "index": 1}]}, {"role": "assistant", "content": "x"}]
+    assert len(read_llava_json(write(tmp_path, [row]))[0].images) == 2
 
 
 @pytest.mark.parametrize("key", ["caption", "text"])

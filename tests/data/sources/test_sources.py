@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import socket
 import tarfile
@@ -22,6 +23,7 @@ from sightline.data.images import load_image
 from sightline.data.sources import (
     EmbeddedImage,
     Source,
+    base,
     collect_problems,
     duplicate_ids,
     open_source,
@@ -290,6 +292,47 @@ def test_hashes_are_the_same_tomorrow(tmp_path):
 
     source = made(tmp_path, "jsonl", makers.captions(1))
     assert source.id_hashes[0] == int.from_bytes(blake2b(b"c0", digest_size=8).digest(), "little")
+
+
+@pytest.mark.parametrize("name", ["jsonl", "csv", "parquet", "tar"])
+def test_an_index_grows_in_blocks(tmp_path, monkeypatch, name):
+    """Of two rows here; some rows are left out on the way."""
+    monkeypatch.setattr(base, "BLOCK", 2)
+    rows = makers.captions(9)
+    for row in (0, 3, 4, 8):
+        rows[row]["caption"] = " "
+    source = open_source(makers.FORMATS[name](tmp_path, rows), report=lambda problem: None)
+    kept = [1, 2, 5, 6, 7]
+    assert [content(sample) for sample in source] == [expected(rows)[row] for row in kept]
+    assert source.sizes.tolist() == [len("<image>") + len(rows[row]["caption"]) for row in kept]
+    assert len(source.id_hashes) == len(source.num_images) == 5
+    first = int(re.findall(r"\d+", source.where(0).removesuffix("'"))[-1])
+    places = [int(re.findall(r"\d+", source.where(row).removesuffix("'"))[-1]) - first for row in range(5)]
+    extra = [0, 1, 1, 1, 1] if name == "csv" else [0] * 5  # the caption of row 2 has a line end
+    assert places == [row - 1 + more for row, more in zip(kept, extra, strict=True)]
+
+
+def test_a_source_of_broken_rows_alone_is_empty(tmp_path):
+    problems = []
+    path = tmp_path / "a.jsonl"
+    path.write_text("1\n2\n")
+    source = open_source(path, report=problems.append)
+    assert (len(source), len(problems), list(source)) == (0, 2, [])
+    assert source.sizes.shape == source.num_images.shape == source.id_hashes.shape == (0,)
+    assert (source.sizes.dtype, source.id_hashes.dtype) == (np.int32, np.uint64)
+    assert duplicate_ids(source) == []
+
+
+def test_more_images_than_fit_a_byte(tmp_path):
+    row = {
+        "image": ["a.png"] * 300,
+        "conversations": [{"from": "human", "value": "<image>" * 300}, {"from": "gpt", "value": "x"}],
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row]))
+    source = open_source(path)
+    assert source.num_images.tolist() == [255]
+    assert len(source[0].images) == 300
 
 
 # Which reader

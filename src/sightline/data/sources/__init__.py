@@ -5,6 +5,8 @@ import re
 import stat
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import SightlineError, did_you_mean
 from ...types import Sample
 from .arrow import Arrow, parquet_files
@@ -122,10 +124,9 @@ def collect_problems(
 
 def duplicate_ids(source: Source, limit: int = 100) -> list[str]:
     """A message for each row whose id an earlier row has. Annotations are kept by id, so the rows would share them."""
-    import numpy as np
-
-    order = np.argsort(source.id_hashes, kind="stable")
-    hashes = source.id_hashes[order]
+    hashes = source.id_hashes
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
     again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
     firsts = order[np.searchsorted(hashes, hashes[again])]
     pairs = sorted(zip(order[again].tolist(), firsts.tolist(), strict=True))[:limit]

@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import SightlineError
 from .base import MAX_ROW
 from .files import reading, too_long
-from .rows import shown
+from .wording import shown
 
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 ZSTD = b"\x28\xb5\x2f\xfd"

@@ -14,7 +14,8 @@ from ...errors import SightlineError
 from ...types import Sample
 from ..images import image_folder
 from .base import Index, Progress, Report, Source, stop
-from .rows import FIELDS, sample_from_row, shown
+from .rows import FIELDS, sample_from_row
+from .wording import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,6 +58,8 @@ class Arrow(Source):
             raise _no_rows(path)
         for number, row in enumerate(self._light_rows()):
             try:
+                if isinstance(row, SightlineError):
+                    raise row
                 self.rows.add(self._sample(row, number), number)
             except SightlineError as problem:
                 report(problem)
@@ -87,18 +90,33 @@ class Arrow(Source):
         table: Any = self._table[start:end]  # with_format("arrow"): nothing is decoded
         return table
 
-    def _light_rows(self) -> Iterator[dict[str, Any]]:
+    def _light_rows(self) -> Iterator[dict[str, Any] | SightlineError]:
         """Every row with the fields that are checked, the bytes of its images left on the disk."""
-        names = [name for name in self._table.column_names if name in FIELDS]
-        others = dict.fromkeys(name for name in self._table.column_names if name not in FIELDS)
-        rows = self._table.select_columns(names) if names else self._table
-        for start in range(0, len(rows), STEP):
-            table = rows[start : start + STEP]
-            columns = {
-                name: _light(table[name]) if name in ("image", "images") else table[name].to_pylist() for name in names
-            }
-            for i in range(len(table)):
-                yield _plain_row(others | {name: values[i] for name, values in columns.items()})
+        for start in range(0, len(self._table), STEP):
+            yield from self._light_slice(start, min(start + STEP, len(self._table)))
+
+    def _light_slice(self, start: int, end: int) -> Iterator[dict[str, Any] | SightlineError]:
+        """Rows of a slice. One with a broken row is cut in half until that row is alone."""
+        import pyarrow as pa
+
+        table = self._slice(start, end)
+        others = dict.fromkeys(name for name in table.column_names if name not in FIELDS)
+        names = [name for name in table.column_names if name in FIELDS]
+        try:
+            # Nothing else looks at what a file claims of its text and its lengths.
+            table.select(names).validate(full=True)
+        except pa.ArrowInvalid as error:
+            if end - start == 1:
+                yield SightlineError(f"{self._place(start)} is damaged: {_first_line(error)}. Write it again as UTF-8.")
+            else:
+                yield from self._light_slice(start, (start + end) // 2)
+                yield from self._light_slice((start + end) // 2, end)
+            return
+        columns = {
+            name: _light(table[name]) if name in ("image", "images") else table[name].to_pylist() for name in names
+        }
+        for row in range(end - start):
+            yield _plain_row(others | {name: values[row] for name, values in columns.items()})
 
 
 def _open(path: Path, files: Sequence[Path]):

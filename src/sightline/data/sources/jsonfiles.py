@@ -47,7 +47,7 @@ class JsonLines(Source):
                 try:
                     if size > MAX_ROW:
                         raise SightlineError(too_long(self._line(number), size))
-                    self.rows.add(self._sample(line, number, offset), number, offset)
+                    self.rows.add(self._sample(line, number, offset, check_only=True), number, offset)
                 except SightlineError as problem:
                     report(problem)
         if empty:
@@ -63,10 +63,10 @@ class JsonLines(Source):
     def _line(self, number: int) -> str:
         return f"{self.path.name} line {number}"
 
-    def _sample(self, line: bytes, number: int, offset: int) -> Sample:
+    def _sample(self, line: bytes, number: int, offset: int, *, check_only: bool = False) -> Sample:
         where = self._line(number)
         row = parse(decode(line, where, offset).rstrip(), where, fix=LINE_FIX)
-        return sample_from_row(row, self.root, where, source=str(self.path))
+        return sample_from_row(row, self.root, where, source=str(self.path), check_only=check_only)
 
 
 class JsonList(Source):
@@ -106,7 +106,7 @@ class JsonList(Source):
             try:
                 if stream.offset - offset > MAX_ROW:
                     raise SightlineError(too_long(where, stream.offset - offset))
-                sample = sample_from_row(value, self.root, where, source=str(self.path))
+                sample = sample_from_row(value, self.root, where, source=str(self.path), check_only=True)
                 self.rows.add(sample, number, offset)
             except SightlineError as problem:
                 report(problem)

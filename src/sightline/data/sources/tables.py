@@ -11,7 +11,8 @@ from ...types import Sample
 from ..images import image_folder
 from .base import MAX_ROW, Index, Progress, Report, Source, stop
 from .files import IndexedFile, Meter, decode, lines, reading, too_long
-from .rows import sample_from_row, shown
+from .rows import sample_from_row
+from .wording import shown
 
 TEXTS = ("caption", "text")
 
@@ -53,7 +54,7 @@ class Table(Source):
                 empty = False
                 if source.offset - offset > MAX_ROW:
                     raise SightlineError(too_long(where, source.offset - offset))
-                self.rows.add(self._sample(fields, where), number, offset)
+                self.rows.add(self._sample(fields, where, check_only=True), number, offset)
             except csv.Error as error:
                 self._complain(_csv_error(error, where), report)
                 source.back()  # a quote that does not close has taken lines that may be sound
@@ -105,7 +106,7 @@ class Table(Source):
     def _line(self, number: int) -> str:
         return f"{self.path.name} line {number}"
 
-    def _sample(self, fields: list[str], where: str) -> Sample:
+    def _sample(self, fields: list[str], where: str, *, check_only: bool = False) -> Sample:
         if len(fields) != len(self._columns):
             raise SightlineError(
                 f"{where} has {len(fields)} fields, and the header {len(self._columns)}. "
@@ -114,7 +115,7 @@ class Table(Source):
         row = dict(zip(self._columns, fields, strict=True))
         if row.get("id") == "":
             row.pop("id")
-        return sample_from_row(row, self.root, where, source=str(self.path))
+        return sample_from_row(row, self.root, where, source=str(self.path), check_only=check_only)
 
 
 class _Lines:

@@ -16,7 +16,8 @@ from ...types import Sample
 from .archive import Archive, Member
 from .base import EmbeddedImage, Index, Progress, Report, Source, stop
 from .files import IndexedFile, Meter, decode, parse, reading
-from .rows import SHAPES, sample_from_row, shown
+from .rows import SHAPES, sample_from_row
+from .wording import shown
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "jp2")
 """The last ending of members that are images."""
