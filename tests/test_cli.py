@@ -191,12 +191,22 @@ def test_evaluating_writes_into_the_run_folder(sightline, pictures, run_folder):
 
 
 def test_stopping_is_not_a_traceback(sightline, monkeypatch):
-    def stop() -> None:
+    """Ctrl-C inside the training, through the real command line."""
+
+    def stop(recipe) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", stop)
-    code, _, err = sightline("train", "x.yaml")
-    assert (code, err) == (130, "stopped; what was written so far is kept\n")
+    monkeypatch.setattr("sightline.train.train", stop)
+    code, _, err = sightline("train", "world", "out=runs/x")
+    assert code == 130
+    assert "stopped: runs/x keeps its metrics; no model was saved" in err
+
+
+def test_a_place_that_cannot_be_written_is_named(sightline, pictures, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, _, err = sightline("world", "make", tmp_path / "file" / "world", "--train", 1)
+    assert code == 2
+    assert "cannot read or write" in err and "file" in err and "Traceback" not in err
 
 
 def test_recipes_are_listed(sightline):

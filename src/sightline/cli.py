@@ -58,7 +58,11 @@ def train(
     resolved = load_recipe(recipe, overrides or [])
     from .train import train as run
 
-    folder = run(resolved)
+    try:
+        folder = run(resolved)
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped: {resolved.run_folder} keeps its metrics; no model was saved", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"{folder / 'model'}")
     typer.echo(f'next: sightline ask {folder / "model"} IMAGE "your question"', err=True)
 
@@ -115,6 +119,10 @@ def ask(
             f"'{question}' is a file, and there is no question. Add one: sightline ask MODEL IMAGE QUESTION"
         )
     images = [load_image(Path(path)) for path in paths]
+    try:
+        question.encode("utf-8")
+    except UnicodeEncodeError:
+        raise SightlineError("the question is not UTF-8 text. Check the terminal's encoding.") from None
     from .generation import Assistant
     from .train.run import pick_device
 
@@ -236,14 +244,15 @@ def default_eval_folder(model: str, data: Path, *, blank: bool) -> Path:
 
 
 def main() -> None:
-    """The entry point: errors of the user in one place, without a traceback."""
+    """The entry point: errors of the user, and of the disk, in one place, without a traceback."""
     try:
         app()
     except SightlineError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was written so far is kept", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        place = f" '{error.filename}'" if error.filename else ""
+        typer.echo(f"error: cannot read or write{place}: {error.strerror or error}. Choose another place.", err=True)
+        sys.exit(2)

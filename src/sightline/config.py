@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import SightlineError, did_you_mean
 
 PartName = str
+
+
+def _a_number(value: Any) -> Any:
+    """YAML's `yes` is a boolean, and would count as 1."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
 Positive = Annotated[int, Field(gt=0)]
 NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
 """What PyYAML raises: its own error, and for values that do not fit their tag (`!!int ''`) whatever comes."""
-Rate = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, BeforeValidator(_a_number), Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Record(BaseModel):
@@ -91,7 +101,7 @@ class Stage(Record):
     """Share of the steps over which the learning rate rises."""
     weight_decay: Rate = 0.0
     """AdamW's, on matrices; vectors (norms, biases) have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the data; parts of one are allowed."""
@@ -132,7 +142,7 @@ class Recipe(Record):
     """What the run is called."""
     out: str | None = None
     """The run folder; `runs/<name>` by default."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Fixes fresh weights, the order of the data, and dropout: same recipe and seed, same model."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
@@ -151,6 +161,10 @@ class Recipe(Record):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages share a name: {names}")
+        if self.model is not None and self.stages[0].init_from is not None:
+            raise ValueError(
+                "model: the first stage starts from a saved model, which has its own parts. Say model=null"
+            )
         if self.model is None and self.stages[0].init_from is None:
             raise ValueError("model: missing (or let the first stage start from a saved model with init_from)")
         return self

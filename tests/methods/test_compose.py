@@ -193,7 +193,9 @@ def test_a_method_cannot_be_listed_twice() -> None:
 def test_a_missing_column_names_the_command(tiny: dict[str, Path], pictures: Path) -> None:
     assembly = assembly_with(tiny, {"name": "toy:Toy"})
     samples = read_llava_json(pictures / "chats.json")
-    with pytest.raises(SightlineError, match=r"needs column 'toy/level'.*sightline annotate RECIPE --method toy"):
+    with pytest.raises(
+        SightlineError, match=r"needs column 'toy/level'.*annotate\(\) and give it to sightline.train.train"
+    ):
         Rows(samples, assembly.processor(VICUNA), seed=0)
     with pytest.raises(SightlineError, match="no value for sample 'text'"):
         values = {s.id: torch.tensor(0) for s in samples if s.id != "text"}

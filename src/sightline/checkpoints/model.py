@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -54,6 +55,9 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
 
     Returns:
         What kept it from being a stock `llava` checkpoint; empty if it is one.
+
+    Raises:
+        SightlineError: if it cannot be written.
     """
     model = assembly.model
     reasons = why_not_stock(model)
@@ -62,16 +66,22 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
     if model.generation_config is not None:
         model.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
     note = {"version": __version__, "connector": model.config.connector, "template": template.name}
-    with quiet(), atomic_folder(path) as folder:
-        if reasons:
-            model.config.sightline = note
-            kept = {k: v.contiguous() for k, v in model.state_dict().items() if ".train_only." not in k}
-            model.save_pretrained(folder, state_dict=kept, save_original_format=False)
-        else:
-            stock = to_stock(model)
-            stock.config.sightline = note
-            stock.save_pretrained(folder)
-        stock_processor(assembly, template).save_pretrained(folder)
+    try:
+        with quiet(), atomic_folder(path) as folder:
+            if reasons:
+                model.config.sightline = note
+                kept = {k: v.contiguous() for k, v in model.state_dict().items() if ".train_only." not in k}
+                model.save_pretrained(folder, state_dict=kept, save_original_format=False)
+            else:
+                stock = to_stock(model)
+                stock.config.sightline = note
+                stock.save_pretrained(folder)
+            stock_processor(assembly, template).save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise SightlineError(
+            f"cannot save the model to '{path}': {reason(error)}. What was there before is untouched. Make room, or "
+            "choose another `out`."
+        ) from None
     return reasons
 
 

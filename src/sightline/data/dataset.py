@@ -78,7 +78,7 @@ class Rows:
         self.columns = {name: values for name, values in (columns or {}).items() if name in needed}
         for name, method in needed.items():
             source = samples[0].source or "the data"
-            fix = f"Run: sightline annotate RECIPE --method {method}"
+            fix = "Compute it with the method's annotate() and give it to sightline.train.train(recipe, columns=...)."
             if name not in self.columns:
                 raise SightlineError(f"method '{method}' needs column '{name}', absent from {source}. {fix}")
             seen: set[str] = set()

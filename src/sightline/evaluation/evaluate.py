@@ -126,6 +126,8 @@ def scores_table(scores: Scores, comparison: Comparison | None = None, *, agains
             estimate = getattr(block, name)
             interval = f"{estimate.low:.1%} to {estimate.high:.1%}"
             table.add_row(f"yes/no {name.replace('_', '-')}", f"{estimate.value:.1%}", interval, str(estimate.n))
+        if block.unread:
+            table.add_row("yes/no: said neither", str(block.unread), "read as yes, as POPE does", str(block.accuracy.n))
     return table
 
 

@@ -27,7 +27,8 @@ FIELDS = (
     *("id", "question_id", "image", "images", "question", "text", "conversations"),
     *("answer", "answers", "label", "ability", "category"),
 )
-_MARKER = re.compile(rf"\n?{IMAGE}\n?")
+_LEADING = re.compile(rf"\A(?:\s*{IMAGE})+\s*")
+_TRAILING = re.compile(rf"\s*(?:{IMAGE}\s*)+\Z")
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,12 @@ def _text(text: Any, num_images: int, where: str) -> str:
     markers = text.count(IMAGE)
     if markers not in (0, num_images):
         raise SightlineError(f"{where}: {markers} {IMAGE} in the question for {num_images} images. Make them agree.")
-    words = _storable(_MARKER.sub("", text).strip(), "question", where)
+    words = _storable(_TRAILING.sub("", _LEADING.sub("", text)).strip(), "question", where)
+    if IMAGE in words:
+        raise SightlineError(
+            f"{where}: {IMAGE} stands inside the question. Images are shown before it, so the question would "
+            f"change. Word it without ('the first picture'), with every {IMAGE} at its start."
+        )
     if not words:
         raise SightlineError(f"{where}: the question is empty. Write what to ask.")
     return words

@@ -123,7 +123,7 @@ def load_method_class(name: str) -> type[AlignmentMethod]:
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise SightlineError(f"method '{name}' cannot be imported: {error}. Check the path 'module:Class'.") from None
     if not (isinstance(found, type) and issubclass(found, AlignmentMethod)):
         raise SightlineError(f"method '{name}' is not an AlignmentMethod. Subclass sightline.AlignmentMethod.")

@@ -58,6 +58,10 @@ class Objective(nn.Module):
         terms += [Term(kind, (kind,), weights[kind]) for kind in kinds if kind in weights]
         terms += [Term(name, (name,), weights.get(name, 1.0)) for name in specs]
         self.terms = tuple(term for term in terms if term.weight != 0)
+        if not self.terms:
+            raise SightlineError(
+                "every loss has weight 0, so nothing would train. Give one of `weights` another value."
+            )
         self.additive = {name: spec for name, spec in specs.items() if spec.scope == "additive"}
         self.method_losses = frozenset(term.name for term in self.terms) & frozenset(specs)
 

@@ -21,6 +21,7 @@ import torch
 
 from .. import __version__
 from ..checkpoints import load_model, save_model
+from ..checkpoints.model import model_folder, read_config
 from ..config import Data, Recipe, Stage, dump
 from ..data.dataset import Columns, Head, Mixture, Policies, Rows
 from ..data.sources import open_source
@@ -57,10 +58,15 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
     held_out = [read_data(stage.validation) for stage in recipe.stages]
 
     seed_everything(recipe.seed)
+    for stage in recipe.stages:
+        if stage.init_from is not None:
+            read_config(model_folder(stage.init_from))
     assembly = start(recipe, recipe.stages[0], None).to(device)
-    for stage, sources in zip(recipe.stages, data, strict=True):
+    for stage, sources, held in zip(recipe.stages, data, held_out, strict=True):
         if stage is recipe.stages[0] or stage.init_from is None:
             rehearse(stage, assembly, lay_out(recipe, stage, stage.data, sources, assembly, columns))
+            if held:
+                rehearse(stage, assembly, lay_out(recipe, stage, stage.validation, held, assembly, columns))
     began = time.time()
     write_text(folder / "recipe.yaml", dump(recipe))
     write_json(folder / "run.json", facts(recipe, device))
@@ -156,6 +162,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SightlineError(f"device '{name}' cannot be used: {reason}. Try device=auto or device=cpu.") from None
