@@ -378,7 +378,7 @@ class TestInterruption:
             raise error
 
         monkeypatch.setattr(LlavaProcessor, "save_pretrained", stop)
-        with pytest.raises(SightlineError if isinstance(error, OSError) else error, match="disk full|^$"):
+        with pytest.raises(SightlineError if isinstance(error, OSError) else error, match=r"disk full|^$"):
             save_model(assembly, path, VICUNA)
         assert {file.name: file.read_bytes() for file in path.iterdir()} == before
         assert [entry.name for entry in path.parent.iterdir()] == ["model"]
