@@ -22,7 +22,7 @@ from .cards import Scores, save_backbone, write_card
 from .clip_data import MEAN, STD, WORDS, ClipBatch, crop_batch, draw_scenes, picture_batch
 from .scene import Geometry, Split
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
-from .training import Progress, one_thread, run
+from .training import Progress, descend, one_thread, run
 
 MAX_TEXT = 48
 """Tokens; the longest caption has 30."""
@@ -166,11 +166,7 @@ def train_clip(
         scale = model.logit_scale.exp().clamp(max=100.0)
         loss = contrast_loss(scale * images @ captions.T, batch)
         loss = loss + word_loss(scale * dense @ words.T, batch, recipe.best_patches)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(model, loss, optimizer, schedule)
         yield loss.item()
     model.eval()
 

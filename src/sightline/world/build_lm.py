@@ -19,7 +19,7 @@ from .cards import Scores, save_backbone, write_card
 from .lm_data import BOTH_ORDERS, ONE_ORDER, Writer, draw_scene
 from .scene import Split
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
-from .training import Progress, one_thread, run
+from .training import Progress, descend, one_thread, run
 
 CONTEXT = 2048
 
@@ -81,11 +81,7 @@ def train_lm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe
         output = model(input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False)
         losses = F.cross_entropy(output.logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
         loss = (losses * batch.weights.flatten()).sum() / batch.weights.sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(model, loss, optimizer, schedule)
         yield loss.item()
     model.eval()
 

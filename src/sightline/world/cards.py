@@ -1,7 +1,6 @@
 """Saving a backbone with its card: what it was trained on, how, and what it measures."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..files import atomic_folder
+from ..files import atomic_folder, write_json
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -61,4 +60,4 @@ def write_card(folder: Path, *, seconds: float, scores: list[Scores], **about: A
             "pillow": PIL.__version__,
         },
     }
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    write_json(folder / CARD, card)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SightlineError
-from ..files import atomic_folder, claim_empty
+from ..files import atomic_folder, claim_empty, write_json
 from .draw import patch_truth, render
 from .language import ABILITIES, CAPTION_REQUESTS, caption, questions
 from .scene import (
@@ -128,7 +128,7 @@ def _write(out: Path, seed: int, sizes: dict[Split, int], progress: Progress) ->
         "words": {"colour": COLOURS, "shape": SHAPES, "background": BACKGROUNDS},
         "novel_pairs": NOVEL_PAIRS,
     }
-    (out / "world.json").write_text(json.dumps(about, indent=2) + "\n")
+    write_json(out / "world.json", about)
 
 
 def _llava(id: str, image: str, request: str, answer: str) -> dict[str, Any]:

@@ -23,6 +23,20 @@ def one_thread(seed: int) -> Iterator[Callable[[], float]]:
             torch.set_num_threads(threads)
 
 
+def descend(
+    model: torch.nn.Module,
+    loss: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One step down a loss, its gradient clipped to a norm of 1."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+
+
 def run(losses: Iterator[float], steps: int, progress: Progress | None) -> None:
     """Take every step of a training that yields its losses."""
     for done, loss in enumerate(losses, start=1):
