@@ -66,7 +66,8 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         if stage is recipe.stages[0] or stage.init_from is None:
             rehearse(stage, assembly, lay_out(recipe, stage, stage.data, sources, assembly, columns))
             if held:
-                rehearse(stage, assembly, lay_out(recipe, stage, stage.validation, held, assembly, columns))
+                rows = lay_out(recipe, stage, stage.validation, held, assembly, columns, training=False)
+                rehearse(stage, assembly, rows)
     began = time.time()
     write_text(folder / "recipe.yaml", dump(recipe))
     write_json(folder / "run.json", facts(recipe, device))
