@@ -50,6 +50,23 @@ class Data(Record):
     """Use only the first rows."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """How often its rows are seen in an epoch: 2 is twice, 0.5 a random half, another half each epoch."""
+    rows: Positive | None = None
+    """How many rows it should have; another number stops the run. `--dry-run` counts on it where there is no file."""
+
+
+class LoRA(Record):
+    """Low-rank adapters on the language model (LoRA, Hu et al. 2021), through peft."""
+
+    rank: Positive = 128
+    """Rank of the update; LLaVA-1.5 publishes 128."""
+    alpha: Annotated[float, Field(gt=0)] = 256.0
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the update."""
+    init: Literal["lora", "pissa"] = "lora"
+    """`lora` starts at no change; `pissa` (Meng et al. 2024) at the principal singular directions, which it trains."""
+    targets: list[str] | None = None
+    """Names of the linear layers to adapt; by default all of the decoder's."""
 
 
 class Model(Record):
@@ -110,15 +127,27 @@ class Stage(Record):
     batch_size: Positive = 16
     """Rows of one forward pass."""
     accumulate: Positive = 1
-    """Forward passes of one optimizer step."""
+    """Forward passes of one optimizer step, over all processes together: a recipe means the same on any number."""
+    packing: bool = False
+    """Put several rows side by side into one sequence of the language model, each seeing only itself: no padding."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes in bfloat16 and keeps weights in fp32."""
+    """bf16 computes in bfloat16 and keeps trained weights in fp32."""
+    frozen: Literal["fp32", "bf16", "nf4"] = "fp32"
+    """How weights that the stage does not train are held; nf4 (QLoRA) is for the language model, the rest bf16."""
+    lora: LoRA | None = None
+    """Train the language model through low-rank adapters instead of its weights."""
+    activation_checkpointing: bool = False
+    """Compute the decoder's activations again in the backward pass instead of keeping them: less memory, more time."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; null to leave it alone."""
+    non_finite: Literal["raise", "skip"] = "raise"
+    """What becomes of a step whose loss or gradient is not finite: `skip` leaves the model as it is, and counts it."""
     weights: dict[str, float] = {}
     """Weights of losses by name. A kind of token named here gets a mean of its own; the others share one."""
     validate_every: Positive | None = None
     """Steps between validations; by default ten in a stage."""
+    save_every: Positive | None = None
+    """Steps between checkpoints to resume from; by default ten in a stage. Its end always is one."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches."""
 
@@ -132,6 +161,14 @@ class Stage(Record):
         idle = [part for part in self.lr_by_part if part not in self.trainable]
         if idle:
             raise ValueError(f"lr_by_part names '{idle[0]}', which is not in trainable {self.trainable}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_part(self) -> "Stage":
+        if self.lora is not None and "language" not in self.trainable:
+            raise ValueError("lora adapts the language model; add `language` to trainable, or remove lora")
+        if self.frozen == "nf4" and "language" in self.trainable and self.lora is None:
+            raise ValueError("frozen=nf4 holds the language model in 4 bits, which cannot train; add lora, or use bf16")
         return self
 
 
@@ -154,6 +191,16 @@ class Recipe(Record):
     """Tokens that a row may have, its visual ones included."""
     blank_images: bool = False
     """Train the blind twin: every image is a grey one of the same size."""
+    annotations: str = "annotations"
+    """Where `sightline annotate` writes and training looks: features of a frozen tower, columns of methods."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: a whole model in each process (DDP), or its parameters shared out among them (FSDP2)."""
+    deterministic: bool = False
+    """Refuse operations that give other bits on each call (on a GPU); `--deterministic` sets it."""
+    keep_checkpoints: Positive = 2
+    """How many of the last checkpoints stay in the run folder."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Where metrics go beside `metrics.jsonl`."""
     stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -286,9 +333,12 @@ def reference() -> list[tuple[str, str, str]]:
     def walk(record: type[Record], prefix: str) -> None:
         for name, field in record.model_fields.items():
             place = prefix + name
-            inner = {"model": Model, "stages": Stage, "data": Data, "validation": Data}.get(name)
+            inner = {"model": Model, "stages": Stage, "data": Data, "validation": Data, "lora": LoRA}.get(name)
             if name == "validation":
                 rows.append((place, "[]", " ".join((field.description or "").split())))
+            elif name == "lora":
+                rows.append((place, "null", " ".join((field.description or "").split())))
+                walk(LoRA, f"{place}.")
             elif inner is not None:
                 walk(inner, f"{place}.*." if name == "stages" else f"{place}.")
             else:
@@ -337,5 +387,5 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        record = {"model": Model, "stages": Stage, "data": Data, "validation": Data}.get(part, record)
+        record = {"model": Model, "stages": Stage, "data": Data, "validation": Data, "lora": LoRA}.get(part, record)
     return list(record.model_fields)
