@@ -42,6 +42,12 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to it, as key=value.", metavar="[KEY=VALUE]...")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in its folder; start it if there is none.")
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Refuse operations that give other bits on each call.")
+    ] = False,
 ) -> None:
     """Run every stage of a recipe and save the model.
 
@@ -52,16 +58,21 @@ def train(
     The run folder (`runs/<name>`, or the recipe's `out`) receives `recipe.yaml` with every default spelled out,
     `run.json` with versions and seed, `metrics.jsonl` with a line for each step, and `model/`: unless a method changes
     the forward pass, a stock `llava` checkpoint that transformers loads without Sightline.
+
+    Ctrl-C and SIGTERM finish the step and write a checkpoint; after those, a crash or a kill, `--resume` goes on and
+    ends with the same weights. On several GPUs: `torchrun --nproc-per-node 8 -m sightline train RECIPE`.
     """
     from .config import load_recipe
 
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = load_recipe(recipe, [*(overrides or []), *(["deterministic=true"] if deterministic else [])])
     from .train import train as run
+    from .train.folder import how_to_go_on
 
     try:
-        folder = run(resolved)
+        folder = run(resolved, resume=resume)
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped: {resolved.run_folder} keeps its metrics; no model was saved", err=True)
+        way = how_to_go_on(resolved.run_folder)
+        typer.echo(f"\nstopped at once; the last checkpoint, if there is one, is kept. Go on: {way}", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{folder / 'model'}")
     typer.echo(f'next: sightline ask {folder / "model"} IMAGE "your question"', err=True)
@@ -124,7 +135,7 @@ def ask(
     except UnicodeEncodeError:
         raise SightlineError("the question is not UTF-8 text. Check the terminal's encoding.") from None
     from .generation import Assistant
-    from .train.run import pick_device
+    from .train.processes import pick_device
 
     Assistant(model, device=pick_device(device)).stream(images, question, max_new_tokens=max_new_tokens)
 
@@ -161,7 +172,7 @@ def evaluate(
     from .evaluation import evaluate as run
     from .evaluation import scores_table
     from .generation import Assistant
-    from .train.run import pick_device
+    from .train.processes import pick_device
 
     place = pick_device(device)
     target = out or default_eval_folder(model, data, blank=blank_images)
@@ -249,7 +260,7 @@ def main() -> None:
         app()
     except SightlineError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 class SightlineError(ValueError):
     """A problem in what the user gave, worded as cause, consequence, fix."""
 
+    exit_code = 2
+    """What the command line exits with."""
+
 
 class ImageError(SightlineError):
     """An image that cannot be used. A recipe's `bad_images` says what becomes of its row."""

@@ -116,6 +116,8 @@ class Batch:
     """Images of each row."""
     columns: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     """A method's offline values, one tensor for each row."""
+    counted: bool = True
+    """False for a batch that only keeps a process in step with the others: its rows are in no loss."""
 
     def __len__(self) -> int:
         return len(self.input_ids)

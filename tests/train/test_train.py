@@ -18,12 +18,11 @@ from sightline.errors import SightlineError
 from sightline.models.assemble import Assembly, assemble
 from sightline.models.parts import part_of
 from sightline.train import train
+from sightline.train.engine import Engine
 from sightline.train.loop import num_steps, take_step, validate
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, schedule, set_modes, set_trainable
 from toy import Toy
-
-CPU = torch.device("cpu")
 
 
 def recipe(tiny: dict[str, Path], pictures: Path, out: Path, **changes) -> Recipe:
@@ -147,7 +146,7 @@ def test_accumulation_is_exact(methods: tuple, tiny: dict[str, Path], pictures: 
         batches = [replace(b, pixel_values=b.pixel_values.double()) for b in batches]
         counts = {len(set((batch.labels >= 0).sum(1).tolist())) for batch in batches}
         optimizer = build_optimizer(assembly.model, set_trainable(assembly.model, stage), stage)
-        result = take_step(objective, batches, optimizer, stage, step=1)
+        result = take_step(Engine(objective, stage), batches, optimizer, stage, step=1)
         gradients = {n: p.grad.clone() for n, p in assembly.model.named_parameters() if p.grad is not None}
         results.append((result.losses, gradients))
     assert max(counts) > 1
@@ -220,15 +219,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny: dict[str, Path]
     optimizer = build_optimizer(assembly.model, set_trainable(assembly.model, stage), stage)
     before = {name: p.clone() for name, p in assembly.model.named_parameters()}
     with pytest.raises(SightlineError, match=r"stage 'tune' is nan at step 5, in rows q0.*not updated"):
-        take_step(Objective(assembly.model, {}), [batch], optimizer, stage, step=5)
+        take_step(Engine(Objective(assembly.model, {}), stage), [batch], optimizer, stage, step=5)
     assert all(torch.equal(p, before[name]) for name, p in assembly.model.named_parameters())
 
 
 def test_validation_is_a_mean_over_all_rows_and_moves_nothing(tiny: dict[str, Path], pictures: Path) -> None:
     assembly, rows = build(tiny, pictures)
     objective = Objective(assembly.model, {})
-    by_two = validate(objective, Mixture([rows]), one_stage(batch_size=2), device=CPU)
-    by_five = validate(objective, Mixture([rows]), one_stage(batch_size=5), device=CPU)
+    by_two, by_five = (
+        validate(Engine(objective, stage), Mixture([rows]), stage)
+        for stage in (one_stage(batch_size=2), one_stage(batch_size=5))
+    )
+    assert by_two is not None and by_five is not None
     assert by_two["loss"] == pytest.approx(by_five["loss"], abs=1e-6)
     assert all(p.grad is None for p in assembly.model.parameters())
 
@@ -240,7 +242,9 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_weights(tiny: dict[str, Path], pic
     for precision in ("fp32", "bf16"):
         stage = one_stage(precision=precision, lr=0.0)
         optimizer = build_optimizer(assembly.model, set_trainable(assembly.model, stage), stage)
-        losses[precision] = take_step(Objective(assembly.model, {}), [batch], optimizer, stage, step=1).losses["loss"]
+        losses[precision] = take_step(
+            Engine(Objective(assembly.model, {}), stage), [batch], optimizer, stage, step=1
+        ).losses["loss"]
     assert losses["fp32"] != losses["bf16"]
     assert losses["fp32"] == pytest.approx(losses["bf16"], rel=0.02)
     assert all(p.dtype == torch.float32 for p in assembly.model.parameters())

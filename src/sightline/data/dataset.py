@@ -1,5 +1,6 @@
 """Rows on their way to the model: each one is laid out when it is asked for, by (epoch, row)."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -221,15 +222,24 @@ def without_oldest_exchange(sample: Sample) -> Sample | None:
     return replace(sample, turns=(*lead, *(turn for exchange in kept for turn in exchange)))
 
 
-def training_batches(rows: Mixture, order: Order, *, num_steps: int, start: int = 0, workers: int = 0) -> DataLoader:
-    """What came of each micro-batch for optimizer steps `start` to `num_steps`."""
-    return _loader(rows, order.micro_batches(num_steps, start), workers)
+def training_batches(
+    rows: Mixture, order: Order, *, num_steps: int, start: int = 0, workers: int = 0, share: tuple[int, int] = (0, 1)
+) -> DataLoader:
+    """What came of each micro-batch of optimizer steps `start` to `num_steps`, for process `share[0]` of `share[1]`."""
+    rank, world = share
+    return _loader(rows, order.micro_batches(num_steps, start, rank=rank, world=world), workers)
 
 
-def validation_batches(rows: Mixture, *, batch_size: int, workers: int = 0) -> DataLoader:
-    """Every row once, in the order of the files."""
+def validation_batches(
+    rows: Mixture, *, batch_size: int, workers: int = 0, share: tuple[int, int] = (0, 1)
+) -> DataLoader:
+    """Every row once, in the order of the files. Of several processes each has as many batches as the others: where
+    there are not enough, they begin again."""
+    rank, world = share
     keys = [(0, row) for row in range(len(rows))]
-    return _loader(rows, [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)], workers)
+    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+    mine = [batches[i % len(batches)] for i in range(rank, math.ceil(len(batches) / world) * world, world)]
+    return _loader(rows, mine, workers)
 
 
 def _loader(rows: Mixture, order: Iterable[list[tuple[int, int]]], workers: int) -> DataLoader:

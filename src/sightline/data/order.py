@@ -65,6 +65,15 @@ class Order:
         left = sum(self.shares) - (step % self.steps_per_epoch) * self.rows_per_step
         return min(self.accumulate, math.ceil(left / self.batch_size))
 
+    def rounds_of(self, step: int, world: int) -> int:
+        """Micro-batches that each of `world` processes runs in a step: the last ones may have to run one that does not
+        count."""
+        return math.ceil(self.micro_batches_of(step) / world)
+
+    def counted(self, step: int, rank: int, world: int) -> int:
+        """How many of the micro-batches that a process runs in a step are its own."""
+        return len(range(rank, self.micro_batches_of(step), world))
+
     def epoch(self, epoch: int) -> Int[np.ndarray, " rows_of_epoch"]:
         """The rows of an epoch, in order."""
         firsts = np.cumsum((0, *self.sizes))
@@ -75,10 +84,13 @@ class Order:
         rows = rows[permutation(self.seed, epoch, len(rows))]
         return rows if self.lengths is None else self._grouped(rows, epoch)
 
-    def micro_batches(self, num_steps: int, start: int = 0) -> Iterator[list[tuple[int, int]]]:
-        """Micro-batches of (epoch, row) for optimizer steps `start` to `num_steps`.
+    def micro_batches(
+        self, num_steps: int, start: int = 0, *, rank: int = 0, world: int = 1
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Micro-batches of (epoch, row) for optimizer steps `start` to `num_steps`, for process `rank` of `world`.
 
-        Each step covers `rows_per_step` rows of its epoch, cut into micro-batches; the last step has what is left.
+        Each step covers `rows_per_step` rows of its epoch, cut into micro-batches; the last step has what is left. The
+        processes take the micro-batches of a step in turn, and begin again where there are not enough.
         """
         order, current = np.empty(0, dtype=np.int64), -1
         for step in range(start, num_steps):
@@ -86,7 +98,8 @@ class Order:
             if epoch != current:
                 order, current = self.epoch(epoch), epoch
             rows = order[within * self.rows_per_step : (within + 1) * self.rows_per_step]
-            for begin in range(0, len(rows), self.batch_size):
+            for turn in range(self.rounds_of(step, world)):
+                begin = (turn * world + rank) % self.micro_batches_of(step) * self.batch_size
                 yield [(epoch, int(row)) for row in rows[begin : begin + self.batch_size]]
 
     def _of_source(self, source: int, epoch: int) -> Int[np.ndarray, " share"]:

@@ -33,7 +33,7 @@ class StageParts:
     @property
     def memory(self) -> int:
         """fp32 weights of all parts; gradients and AdamW's two states of those that train."""
-        return sum(row.parameters * (16 if row.trainable else 4) for row in self.rows)
+        return sum(4 * row.parameters + 12 * row.trained for row in self.rows)
 
     def record(self) -> dict[str, Any]:
         return {"stage": self.stage, "memory_bytes": self.memory, "parts": [asdict(row) for row in self.rows]}

@@ -16,7 +16,7 @@ from ..data.templates import get_template
 from ..errors import SightlineError
 from ..files import claim_empty
 from ..models.assemble import Assembly
-from ..train.run import pick_device
+from ..train.processes import pick_device
 from ..types import Sample
 from . import checks, models
 from .batches import SoundRows, overfit_stages

@@ -23,7 +23,9 @@ TAPS: tuple[Tap, ...] = ("patches", "visual", "embeds", "hidden")
 
 Scope = Literal["additive", "micro-batch", "rank", "gathered"]
 """What a loss couples. An additive loss is a sum over parts of the batch, so it may be cut into micro-batches at will.
-The others couple rows (a contrastive loss): they are means over the rows that their scope names."""
+The others couple rows (a contrastive loss) and are means over the rows that their scope names: those of one forward
+pass (`micro-batch`); all that a process has in a step, which must then be one forward pass (`rank`); those that all
+processes have at hand (`gathered`), which the method puts together with `objectives.gather.gather_rows`."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -15,19 +16,57 @@ from ..data.dataset import Dropped, Fetched, Mixture, training_batches, validati
 from ..data.order import Order
 from ..errors import SightlineError
 from ..types import Batch
+from .engine import Engine, whole
+from .guards import GradientGuard
 from .objective import Objective, add_up
+from .processes import Processes
 from .progress import Reporter
-from .setup import build_optimizer, schedule, set_modes, set_trainable
+from .setup import schedule, set_modes
+from .signals import StopSignal
+
+
+class NotFinite(SightlineError):
+    """A step's loss or gradient is infinite or no number; the model was not updated."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step measured."""
+    """What one optimizer step measured, over all processes."""
 
     losses: dict[str, float]
     grad_norm: float
     samples: int
     tokens: int
+    skipped: bool = False
+    """Whether the policy for what is not finite left the model as it was."""
+
+
+@dataclass
+class StageRun:
+    """One stage under way: what its steps work on. `step` and `skipped` are all that changes."""
+
+    stage: Stage
+    engine: Engine
+    optimizer: torch.optim.Optimizer
+    rows: Mixture
+    validation: Mixture | None
+    order: Order
+    guard: GradientGuard
+    reporter: Reporter
+    processes: Processes = field(default_factory=Processes)
+    stop: StopSignal = field(default_factory=StopSignal)
+    step: int = 0
+    """Optimizer steps done."""
+    skipped: int = 0
+    """How many of them were left out because they were not finite."""
+
+    @property
+    def total(self) -> int:
+        return num_steps(self.stage, self.order)
+
+    def stopping(self) -> bool:
+        """Whether any process was asked to stop."""
+        return self.processes.any(bool(self.stop))
 
 
 def num_steps(stage: Stage, order: Order) -> int:
@@ -35,105 +74,160 @@ def num_steps(stage: Stage, order: Order) -> int:
     return stage.steps if stage.steps is not None else max(1, round(stage.epochs * order.steps_per_epoch))
 
 
-def train_stage(
-    objective: Objective,
-    stage: Stage,
-    rows: Mixture,
-    validation: Mixture | None,
-    reporter: Reporter,
-    *,
-    device: torch.device,
-) -> None:
-    """Train one stage to its end.
+def train_stage(run: StageRun) -> Iterator[int]:
+    """Train a stage from `run.step` to its end. Yields after each step, before the validation that may be due then.
+
+    What a step does follows from the weights, the optimizer's state and its number, so a run that is given those goes
+    on as if it had never stopped.
 
     Raises:
         SightlineError: for a row that cannot be laid out and that no policy lets go, or a loss that is not finite.
     """
-    model = objective.model
-    table = set_trainable(model, stage)
-    optimizer = build_optimizer(model, table, stage)
-    order = rows.order(batch_size=stage.batch_size, accumulate=stage.accumulate, group_by_length=stage.group_by_length)
-    total = num_steps(stage, order)
+    stage, order, total = run.stage, run.order, run.total
     rate = schedule(stage, total)
-    validate_every = stage.validate_every or max(1, math.ceil(total / 10))
-    reporter.start_stage(stage, table, total=total, num_rows=sum(order.shares))
+    validate_every = stage.validate_every or tenth(total)
 
-    fetched = iter(training_batches(rows, order, num_steps=total, workers=stage.workers))
-    for step in range(total):
+    def validate_if_due() -> None:
+        if run.validation is not None and run.step and (run.step % validate_every == 0 or run.step == total):
+            losses = validate(run.engine, run.validation, stage, stop=run)
+            if losses is not None:
+                run.reporter.validation(run.step, losses)
+
+    validate_if_due()
+    share = (run.processes.rank, run.processes.world)
+    loader = training_batches(run.rows, order, num_steps=total, start=run.step, workers=stage.workers, share=share)
+    fetched = iter(loader)
+    spare: Batch | None = None
+    while run.step < total and not run.stopping():
         began = time.monotonic()
-        batches, dropped = _kept(islice(fetched, order.micro_batches_of(step)), device)
-        reporter.dropped(step + 1, dropped)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate(step)
-        torch.manual_seed(step_seed(rows.seed, step))
-        set_modes(model, stage)
+        got = _alive(islice(fetched, order.rounds_of(run.step, run.processes.world)))
+        batches, dropped, spare = in_step(got, order.counted(run.step, *share), spare, run.processes)
+        if run.processes.any(bool(dropped)):
+            run.reporter.dropped(run.step + 1, [row for part in run.processes.gather(dropped) for row in part])
+        for group in run.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate(run.step)
+        torch.manual_seed(step_seed(run.rows.seed, run.step, run.processes.rank))
+        set_modes(run.engine.objective.model, stage)
         if batches:
-            result = take_step(objective, batches, optimizer, stage, step=step + 1)
-            rates = {f"lr/{group['part']}": group["lr"] for group in optimizer.param_groups}
-            epoch, seconds = (step + 1) / order.steps_per_epoch, time.monotonic() - began
-            reporter.step(step + 1, epoch=epoch, result=result, rates=rates, seconds=seconds)
-
-        if validation is not None and ((step + 1) % validate_every == 0 or step + 1 == total):
-            reporter.validation(step + 1, validate(objective, validation, stage, device=device))
-    reporter.end_stage()
+            result = take_step(run.engine, batches, run.optimizer, stage, step=run.step + 1)
+            run.guard.look(run.step + 1, total, run.processes, run.reporter.say)
+            run.skipped += result.skipped
+            rates = {f"lr/{group['part']}": group["lr"] for group in run.optimizer.param_groups}
+            epoch, seconds = (run.step + 1) / order.steps_per_epoch, time.monotonic() - began
+            run.reporter.step(run.step + 1, epoch=epoch, result=result, rates=rates, seconds=seconds)
+        run.step += 1
+        yield run.step
+        validate_if_due()
 
 
 def take_step(
-    objective: Objective, batches: list[Batch], optimizer: torch.optim.Optimizer, stage: Stage, *, step: int
+    engine: Engine,
+    batches: list[Batch],
+    optimizer: torch.optim.Optimizer,
+    stage: Stage,
+    *,
+    step: int,
 ) -> StepResult:
-    """One optimizer step over its micro-batches, with the losses that it saw.
+    """One optimizer step over the micro-batches of this process, with the losses of all processes.
 
     Raises:
-        SightlineError: if the loss is not finite; nothing is updated then.
+        NotFinite: if the loss or the gradient is not finite and the stage's policy is `raise`; nothing is updated then.
     """
+    objective, processes = engine.objective, engine.processes
     optimizer.zero_grad(set_to_none=True)
-    each = [objective.counts(batch) for batch in batches]
-    counts = add_up(each)
+    counts = processes.add(add_up([objective.counts(batch) for batch in batches]))
     seen = []
-    for batch in batches:
-        with autocast(stage, batch.input_ids.device):
-            sums = objective(batch)
-            loss = objective.total(sums, counts)
+    for number, batch in enumerate(batches):
+        last = number + 1 == len(batches)
+        with nullcontext() if last else engine.accumulating():
+            with autocast(stage, batch.input_ids.device):
+                sums = engine.forward(batch)
+                loss = objective.total(sums, counts) * engine.scale
+            if loss.requires_grad:
+                loss.backward()
         seen.append(sums)
-        if loss.requires_grad:
-            loss.backward()
-    losses = means(objective, add_up(seen), counts)
-    if not math.isfinite(losses["loss"]):
-        rows = ", ".join(name for batch in batches for name in batch.ids)
-        raise SightlineError(
-            f"the loss of stage '{stage.name}' is {losses['loss']} at step {step}, in rows {rows}. The model was not "
-            f"updated with it. Lower the learning rate ({stage.lr}), use precision=fp32, or look at those rows."
-        )
+    losses = means(objective, processes.add(add_up(seen)), counts)
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = clip_grad_norm_(trained, stage.clip_norm if stage.clip_norm is not None else math.inf)
-    optimizer.step()
-    return StepResult(
-        losses=losses,
-        grad_norm=float(norm),
-        samples=sum(len(batch) for batch in batches),
-        tokens=sum(int(batch.attention_mask.sum()) for batch in batches),
-    )
+    norm = float(whole(clip_grad_norm_(trained, stage.clip_norm if stage.clip_norm is not None else math.inf)))
+    finite = math.isfinite(losses["loss"]) and math.isfinite(norm)
+    if finite:
+        optimizer.step()
+    elif stage.non_finite == "raise":
+        rows = ", ".join(name for part in processes.gather([b.ids for b in batches]) for ids in part for name in ids)
+        what = f"the loss of stage '{stage.name}' is {losses['loss']}"
+        if math.isfinite(losses["loss"]):
+            what = f"the gradient of stage '{stage.name}' has the norm {norm}"
+        raise NotFinite(
+            f"{what} at step {step}, in rows {rows}. The model was not updated with it. Lower the learning rate "
+            f"({stage.lr}), use precision=fp32, look at those rows, or say non_finite=skip."
+        )
+    mine = [batch for batch in batches if batch.counted]
+    sizes = {"samples": sum(len(b) for b in mine), "tokens": sum(int(b.attention_mask.sum()) for b in mine)}
+    sizes = processes.add({name: torch.tensor(float(size), dtype=torch.float64) for name, size in sizes.items()})
+    return StepResult(losses, norm, int(sizes["samples"]), int(sizes["tokens"]), skipped=not finite)
 
 
 @torch.no_grad()
-def validate(objective: Objective, rows: Mixture, stage: Stage, *, device: torch.device) -> dict[str, float]:
-    """The same losses over all validation rows, with the model in evaluation mode.
+def validate(engine: Engine, rows: Mixture, stage: Stage, *, stop: StageRun | None = None) -> dict[str, float] | None:
+    """The same losses over all validation rows, with the model in evaluation mode; None if asked to stop meanwhile.
 
     Raises:
         SightlineError: if the policies leave no row.
     """
+    objective, processes = engine.objective, engine.processes
     objective.model.eval()
     sums: list[Mapping[str, Tensor]] = []
     counts: list[Mapping[str, Tensor]] = []
-    for fetched in validation_batches(rows, batch_size=stage.batch_size, workers=stage.workers):
-        batches, _ = _kept([fetched], device)
+    spare: Batch | None = None
+    share = (processes.rank, processes.world)
+    loader = validation_batches(rows, batch_size=stage.batch_size, workers=stage.workers, share=share)
+    for number, fetched in enumerate(_alive(loader)):
+        if stop is not None and stop.stopping():
+            return None
+        counted = number * processes.world + processes.rank < math.ceil(len(rows) / stage.batch_size)
+        batches, _, spare = in_step([fetched], int(counted), spare, processes)
         for batch in batches:
-            with autocast(stage, device):
+            with autocast(stage, processes.device):
                 sums.append(objective(batch))
             counts.append(objective.counts(batch))
     if not sums:
         raise SightlineError(f"no validation row of stage '{stage.name}' can be used. Run: sightline doctor RECIPE")
-    return means(objective, add_up(sums), add_up(counts))
+    return means(objective, processes.add(add_up(sums)), processes.add(add_up(counts)))
+
+
+def in_step(
+    fetched: Iterable[Fetched | SightlineError], counted: int, spare: Batch | None, processes: Processes
+) -> tuple[list[Batch], list[Dropped], Batch | None]:
+    """The micro-batches of this process, on its device, and what the policies left out of them.
+
+    Every process must run the model as often as the others. One whose share is smaller, or whose rows were all left
+    out, runs a batch it has seen once more, and that one does not count.
+
+    Args:
+        counted: how many of `fetched`, from the first, are this process' share; the others only keep step.
+        spare: the last batch that this process saw.
+    """
+    batches: list[Batch] = []
+    dropped: list[Dropped] = []
+    rounds = 0
+    for number, item in enumerate(fetched):
+        if isinstance(item, SightlineError):
+            raise item
+        rounds += 1
+        batch = None if item.batch is None else item.batch.to(processes.device)
+        if number < counted:
+            dropped += item.dropped
+            batches += [] if batch is None else [batch]
+        spare = batch if batch is not None else spare
+    if not processes.several or not processes.any(bool(batches)):
+        return batches, dropped, spare
+    if len(batches) < rounds and spare is None:
+        raise SightlineError(
+            "every row of a process' first micro-batch was left out by a policy, so it has nothing to keep step with. "
+            "Use a larger batch_size, or mend the rows: sightline doctor RECIPE"
+        )
+    idle = [replace(spare, counted=False)] * (rounds - len(batches)) if spare is not None else []
+    return batches + idle, dropped, spare
 
 
 def means(objective: Objective, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, float]:
@@ -147,18 +241,29 @@ def autocast(stage: Stage, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=stage.precision == "bf16")
 
 
-def step_seed(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
     """The seed of what is random in a step (dropout), so that resuming needs no generator state."""
-    return (seed * 1_000_003 + step + 1) % 2**63
+    return (seed * 1_000_003 + step + 1 + rank * 7_368_787) % 2**63
 
 
-def _kept(fetched: Iterable[Fetched | SightlineError], device: torch.device) -> tuple[list[Batch], list[Dropped]]:
-    """The micro-batches that have rows, on the device, and what the policies left out of them."""
-    batches: list[Batch] = []
-    dropped: list[Dropped] = []
-    for item in fetched:
-        if isinstance(item, SightlineError):
-            raise item
-        dropped += item.dropped
-        batches += [item.batch.to(device)] if item.batch is not None else []
-    return batches, dropped
+def tenth(total: int) -> int:
+    """How often something happens that by default happens ten times in a stage."""
+    return max(1, math.ceil(total / 10))
+
+
+def _alive(fetched: Iterable[Fetched | SightlineError]) -> Iterator[Fetched | SightlineError]:
+    """What workers prepare, with the death of one said in words.
+
+    Raises:
+        SightlineError: if a worker died, or cannot pass on what it made.
+    """
+    try:
+        yield from fetched
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        died = "exited unexpectedly" in str(error) or "killed by signal" in str(error)
+        if not died and not isinstance(error, ConnectionError | EOFError):
+            raise
+        raise SightlineError(
+            f"a process that prepares batches died: {str(error).splitlines()[0]}. Most often the machine ran out of "
+            "memory. Use fewer `workers`, or 0."
+        ) from None

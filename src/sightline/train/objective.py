@@ -62,24 +62,33 @@ class Objective(nn.Module):
             raise SightlineError(
                 "every loss has weight 0, so nothing would train. Give one of `weights` another value."
             )
+        self.gathered = frozenset(name for name, spec in specs.items() if spec.scope == "gathered")
+        self.of_rank = frozenset(name for name, spec in specs.items() if spec.scope == "rank")
         self.additive = {name: spec for name, spec in specs.items() if spec.scope == "additive"}
         self.method_losses = frozenset(term.name for term in self.terms) & frozenset(specs)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Over how many tokens or parts each additive loss of this batch is a sum; 1 for each coupled loss."""
+        """Over how many tokens or parts each additive loss of this batch is a sum; 1 for each coupled loss.
+
+        A batch that does not count has none, but takes its part in losses that are gathered from all processes.
+        """
         by_kind = supervised_counts(batch.labels, batch.kinds, list(self.kinds.values()))
         counts = {name: by_kind[kind] for name, kind in self.kinds.items()}
         for name in self.method_losses:
             spec = self.additive.get(name)
             counts[name] = torch.ones(()) if spec is None or spec.count is None else spec.count(batch)
-        return counts
+        return counts if batch.counted else self._uncounted(counts)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sums (means for coupled losses) of this batch, by name."""
         trace, _ = self.model.model.trace(batch, use_cache=False)
         by_kind = language_sums(trace.hidden, self.model.lm_head, batch.labels, batch.kinds, list(self.kinds.values()))
         sums = {name: by_kind[kind] for name, kind in self.kinds.items()}
-        return sums | self.model.model.methods.losses(trace, batch, self.method_losses)
+        sums |= self.model.model.methods.losses(trace, batch, self.method_losses)
+        return sums if batch.counted else self._uncounted(sums)
+
+    def _uncounted(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value if name in self.gathered else value * 0 for name, value in values.items()}
 
     def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
         """The loss to go backward from: each term's sum over its count in the whole optimizer step, weighted."""

@@ -1,9 +1,11 @@
 """What a run says while it trains: to the terminal, and to `metrics.jsonl`, one line for each step and validation."""
 
 import json
+import math
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,16 +32,21 @@ PATIENCE = 2.0
 class Reporter:
     """Progress on the terminal and metrics on disk. A context manager: leaving it closes both."""
 
-    def __init__(self, metrics: Path, *, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console if console is not None else Console(stderr=True, quiet=quiet)
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        self._file = metrics.open("a", encoding="utf-8")
-        self._dropped_path = metrics.with_name("dropped.jsonl")
-        self._dropped: Counter[str] = Counter()
+    def __init__(self, folder: Path, *, console: Console | None = None, quiet: bool = False, main: bool = True) -> None:
+        """
+        Args:
+            folder: the run folder.
+            main: of several processes one speaks and writes; in the others nothing comes of what is reported.
+        """
+        self.console = console if console is not None else Console(stderr=True, quiet=quiet or not main)
+        self._metrics, self._dropped_path = folder / "metrics.jsonl", folder / "dropped.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = self._metrics.open("a", encoding="utf-8") if main else None
+        self._dropped: Counter[tuple[str, str]] = Counter()
         self._bar: Progress | None = None
         self._task: Any = None
         self._stage = ""
-        self._total = 0
+        self._total = self._done = 0
         self._last_line = 0.0
         self._began = time.monotonic()
         self._rate = 0.0
@@ -49,24 +56,46 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._end_bar()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def say(self, text: str) -> None:
         """One line for the user."""
         self.console.print(text, highlight=False)
 
-    def start_stage(self, stage: Stage, table: list[PartRow], *, total: int, num_rows: int) -> None:
-        """Print the table of parts and start the stage's bar."""
+    def mark(self) -> dict[str, int]:
+        """Where the files end now, on the disk: what a checkpoint must know to `rewind` to it."""
+        if self._file is None:
+            return {}
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {path.name: path.stat().st_size for path in (self._metrics, self._dropped_path) if path.exists()}
+
+    def rewind(self, mark: Mapping[str, int]) -> None:
+        """Forget the lines written after `mark`: the steps that they speak of are done again."""
+        if self._file is None:
+            return
+        for path in (self._metrics, self._dropped_path):
+            size = mark.get(path.name, 0)
+            if path.exists() and path.stat().st_size > size:
+                os.truncate(path, size)
+            elif size and (not path.exists() or path.stat().st_size < size):
+                self.say(f"{path} is shorter than when the checkpoint was made: lines of earlier steps are lost")
+        if self._dropped_path.exists():
+            rows = [json.loads(line) for line in self._dropped_path.read_text(encoding="utf-8").splitlines()]
+            self._dropped = Counter((row["stage"], row["reason"]) for row in rows)
+
+    def start_stage(self, stage: Stage, table: list[PartRow], *, total: int, num_rows: int, done: int = 0) -> None:
+        """Print the table of parts and start the stage's bar, after `done` steps."""
         self._end_bar()
-        self._stage, self._total, self._last_line, self._began, self._rate = (
-            stage.name,
-            total,
-            0.0,
-            time.monotonic(),
-            0.0,
-        )
+        self._stage, self._total, self._done = stage.name, total, done
+        self._last_line, self._began, self._rate = 0.0, time.monotonic(), 0.0
         rows = f"{num_rows:,} rows, {total:,} steps of {stage.batch_size} x {stage.accumulate}"
+        rows += f", from step {done:,}" if done else ""
         self.console.print(parts_table(table, title=f"stage {stage.name}: {rows}"))
+        unused = [name for row in table for name in row.unused]
+        if unused:
+            self.say(f"not used by the forward pass, so left as they are: {len(unused)} tensors, {unused[0]} ...")
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -77,12 +106,12 @@ class Reporter:
                 console=self.console,
             )
             self._bar.start()
-            self._task = self._bar.add_task(stage.name, total=total, note="")
+            self._task = self._bar.add_task(stage.name, total=total, completed=done, note="")
 
     def step(self, step: int, *, epoch: float, result: "StepResult", rates: dict[str, float], seconds: float) -> None:
         """One optimizer step."""
         rate = result.samples / max(seconds, 1e-9)
-        self._rate = rate if step == 1 else SMOOTHING * self._rate + (1 - SMOOTHING) * rate
+        self._rate = rate if not self._rate else SMOOTHING * self._rate + (1 - SMOOTHING) * rate
         self._write(
             {
                 "stage": self._stage,
@@ -90,6 +119,7 @@ class Reporter:
                 "epoch": round(epoch, 6),
                 **result.losses,
                 "grad_norm": result.grad_norm,
+                **({"skipped": True} if result.skipped else {}),
                 **rates,
                 "samples": result.samples,
                 "tokens": result.tokens,
@@ -106,25 +136,27 @@ class Reporter:
             self._bar.update(self._task, completed=step, note=note)
         elif time.monotonic() - self._last_line > PLAIN_EVERY or step == self._total:
             self._last_line = time.monotonic()
-            left = (time.monotonic() - self._began) / step * (self._total - step)
+            left = (time.monotonic() - self._began) / (step - self._done) * (self._total - step)
             self.say(f"{self._stage} {step}/{self._total}  {note}  {left:.0f} s left")
 
     def dropped(self, step: int, rows: Iterable["Dropped"]) -> None:
         """Rows that a policy left out or shortened: listed in `dropped.jsonl`, counted for the stage's end."""
         lines = []
         for row in rows:
-            self._dropped[row.reason] += 1
+            self._dropped[self._stage, row.reason] += 1
             lines.append(json.dumps({"stage": self._stage, "step": step, **asdict(row)}) + "\n")
-        if lines:
+        if lines and self._file is not None:
             with self._dropped_path.open("a", encoding="utf-8") as file:
                 file.writelines(lines)
 
-    def end_stage(self) -> None:
-        """Say what the stage left out."""
+    def end_stage(self, skipped: int = 0) -> None:
+        """Say what the stage left out: rows by policy, and steps that were not finite."""
         self._end_bar()
-        for reason, count in self._dropped.items():
-            self.say(f"{self._stage}: {count} rows {reason}, listed in {self._dropped_path}")
-        self._dropped.clear()
+        for (stage, reason), count in self._dropped.items():
+            if stage == self._stage:
+                self.say(f"{stage}: {count} rows {reason}, listed in {self._dropped_path}")
+        if skipped:
+            self.say(f"{self._stage}: {skipped} of {self._total} steps were not finite and left the model as it was")
 
     def validation(self, step: int, losses: dict[str, float]) -> None:
         """A validation's losses."""
@@ -140,7 +172,10 @@ class Reporter:
         self.say(f"{self._stage} {step}/{self._total}  validation loss {losses['loss']:.4f}")
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        if self._file is None:
+            return
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
 
     def _end_bar(self) -> None:
@@ -175,5 +210,6 @@ def parts_table(rows: list[PartRow], *, title: str) -> Table:
         table.add_column(heading, justify="left" if heading in ("part", "trains") else "right")
     for row in rows:
         shown = (f"{row.lr:g}", f"{row.weight_decay:g}") if row.trainable else ("", "")
-        table.add_row(row.part, f"{row.parameters:,}", "yes" if row.trainable else "frozen", *shown)
+        trains = "frozen" if not row.trainable else "yes" if row.trained == row.parameters else f"{row.trained:,}"
+        table.add_row(row.part, f"{row.parameters:,}", trains, *shown)
     return table

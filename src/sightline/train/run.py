@@ -1,101 +1,114 @@
-"""A whole run: a recipe in, a run folder out.
+"""A whole run: a recipe in, a run folder out, from the start or from where an earlier process left it.
 
 recipe.yaml     the recipe, every default spelled out
 run.json        versions, seed, machine, command, time
 metrics.jsonl   one line for each step and each validation
+dropped.jsonl   rows that a policy left out or shortened
+checkpoints/    where the run can be taken up again
 stages/<name>/  the model after a stage that asks to be kept
 model/          the finished model
 """
 
-import platform
+import os
 import random
 import sys
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from .. import __version__
 from ..checkpoints import load_model, save_model
 from ..checkpoints.model import model_folder, read_config
-from ..config import Data, Recipe, Stage, dump
-from ..data.dataset import Columns, Head, Mixture, Policies, Rows
-from ..data.sources import open_source
+from ..checkpoints.resume import Checkpoints
+from ..config import Recipe, Stage
+from ..data.dataset import Columns, Mixture
 from ..data.templates import get_template
 from ..errors import SightlineError
-from ..files import claim_empty, write_json, write_text
 from ..models.assemble import Assembly, assemble, attach_methods
-from ..types import Sample
-from .loop import train_stage
-from .objective import Objective
-from .progress import Reporter, reading_bar
+from .folder import held, note_end, note_start, open_run
+from .processes import Processes, joined
+from .progress import Reporter
+from .rows import Sources, lay_out, read_data, rehearse
 from .setup import set_trainable
+from .signals import listening
+from .stage import Desk, run_stage
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy")
 
-
-def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False) -> Path:
+def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False, resume: bool = False) -> Path:
     """Run every stage of a recipe and save the finished model.
+
+    Under torchrun its processes share the work; a recipe means the same on any number of them.
 
     Args:
         columns: what methods have annotated, held in memory.
         quiet: say nothing on the terminal.
+        resume: go on with the run in the recipe's folder, if there is one.
 
     Returns:
         The run folder.
 
     Raises:
         SightlineError: for anything wrong in the recipe, the parts or the data; before training where it can be known.
+        Stopped: if SIGTERM or Ctrl-C asked for it; a checkpoint was written.
     """
     folder = recipe.run_folder
-    claim_empty(folder, f"run '{recipe.name}'")
-    device = pick_device(recipe.device)
-    data = [read_data(stage.data) for stage in recipe.stages]
-    held_out = [read_data(stage.validation) for stage in recipe.stages]
+    if not open_run(recipe, resume=resume):
+        return folder
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(fixed_bits(recipe))
+        processes = stack.enter_context(joined(recipe.device))
+        check_shares(recipe, processes)
+        data = Data(recipe, columns, processes)
+        assembly = start(recipe, recipe.stages[0], None)
+        data.rehearse(assembly)
 
-    seed_everything(recipe.seed)
-    for stage in recipe.stages:
-        if stage.init_from is not None:
-            read_config(model_folder(stage.init_from))
-    assembly = start(recipe, recipe.stages[0], None).to(device)
-    for stage, sources, held in zip(recipe.stages, data, held_out, strict=True):
-        if stage is recipe.stages[0] or stage.init_from is None:
-            rehearse(stage, assembly, lay_out(recipe, stage, stage.data, sources, assembly, columns))
-            if held:
-                rows = lay_out(recipe, stage, stage.validation, held, assembly, columns, training=False)
-                rehearse(stage, assembly, rows)
-    began = time.time()
-    write_text(folder / "recipe.yaml", dump(recipe))
-    write_json(folder / "run.json", facts(recipe, device))
-    with Reporter(folder / "metrics.jsonl", quiet=quiet) as reporter:
-        for stage, sources, held in zip(recipe.stages, data, held_out, strict=True):
-            if stage is not recipe.stages[0]:
-                assembly = start(recipe, stage, assembly).to(device)
-            rows = lay_out(recipe, stage, stage.data, sources, assembly, columns)
-            validation = None
-            if held:
-                validation = lay_out(recipe, stage, stage.validation, held, assembly, columns, training=False)
-            train_stage(Objective(assembly.model, stage.weights), stage, rows, validation, reporter, device=device)
-            template = get_template(stage.data[0].template)
-            if stage.save:
-                save_model(assembly, folder / "stages" / stage.name / "model", template)
-        reasons = save_model(assembly, folder / "model", get_template(recipe.stages[-1].data[0].template))
-        kind = "a stock llava checkpoint" if not reasons else f"a Sightline model ({'; '.join(reasons)})"
-        reporter.say(f"saved {folder / 'model'}, {kind}")
-    write_json(folder / "run.json", facts(recipe, device) | {"seconds": round(time.time() - began, 1)})
+        stack.enter_context(held(folder, processes))
+        reporter = stack.enter_context(Reporter(folder, quiet=quiet, main=processes.main))
+        stop = stack.enter_context(listening())
+        checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints, processes=processes)
+        saved = checkpoints.latest(reporter.say) if resume else None
+        reporter.rewind(saved.state["marks"] if saved is not None else {})
+        if processes.main:
+            checkpoints.sweep()
+            note_start(recipe, processes)
+        processes.wait()
+
+        desk = Desk(recipe, processes, reporter, checkpoints, stop, carried=set())
+        now = saved.state["stage"] if saved is not None else 0
+        for number, stage in enumerate(recipe.stages):
+            if number:
+                assembly = start(recipe, stage, assembly)
+            if stage.init_from is not None:
+                desk.carried.clear()
+            if number < now:  # its training is in the checkpoint; what it made of the model's shape is done again
+                set_trainable(assembly.model, stage)
+                desk.carried.update(name for name, p in assembly.model.named_parameters() if p.requires_grad)
+                continue
+            rows, validation = data.of(number, assembly)
+            assembly = run_stage(desk, number, assembly, rows, validation, saved if number == now else None)
+            if stage.save and processes.main:
+                save_model(assembly, folder / "stages" / stage.name / "model", get_template(stage.data[0].template))
+        if processes.main:
+            reasons = save_model(assembly, folder / "model", get_template(recipe.stages[-1].data[0].template))
+            kind = "a stock llava checkpoint" if not reasons else f"a Sightline model ({'; '.join(reasons)})"
+            reporter.say(f"saved {folder / 'model'}, {kind}")
+            note_end(folder, time.monotonic() - began)
+        processes.wait()
     return folder
 
 
 def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
-    """The model that a stage starts from."""
+    """The model that a stage starts from; what is fresh in it depends on the recipe's seed alone."""
+    if stage.init_from is None and current is not None:
+        return current
+    seed_everything(recipe.seed)
     if stage.init_from is not None:
         assembly = load_model(stage.init_from)
-    elif current is not None:
-        return current
     else:
         parts = recipe.model
         assert parts is not None, "a recipe without parts starts from a saved model"
@@ -111,64 +124,70 @@ def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
     return assembly
 
 
-def rehearse(stage: Stage, assembly: Assembly, rows: Mixture) -> None:
-    """Find what would stop a stage hours from now: its parts, its weights, the first row of each source."""
-    set_trainable(assembly.model, stage)
-    Objective(assembly.model, stage.weights)
-    for part in rows.parts:
-        for outcome in part.fetch((0, 0)):
-            if isinstance(outcome, SightlineError):
-                raise outcome
+@dataclass
+class Data:
+    """The rows of all stages: read once, laid out for the model when a stage needs them."""
+
+    recipe: Recipe
+    columns: Columns | None
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        def say(text: str) -> None:
+            if self.processes.main:
+                print(text, file=sys.stderr)
+
+        for stage in self.recipe.stages:
+            if stage.init_from is not None:
+                read_config(model_folder(stage.init_from))
+        self.training: list[Sources] = [read_data(stage.data, say) for stage in self.recipe.stages]
+        self.validation: list[Sources] = [read_data(stage.validation, say) for stage in self.recipe.stages]
+
+    def of(self, number: int, assembly: Assembly) -> tuple[Mixture, Mixture | None]:
+        """A stage's rows, and its validation rows if it has any."""
+        recipe, stage = self.recipe, self.recipe.stages[number]
+        rows = lay_out(recipe, stage, stage.data, self.training[number], assembly, self.columns)
+        if not stage.validation:
+            return rows, None
+        held_out = self.validation[number]
+        return rows, lay_out(recipe, stage, stage.validation, held_out, assembly, self.columns, training=False)
+
+    def rehearse(self, assembly: Assembly) -> None:
+        """Try every stage that goes on with this model."""
+        for number, stage in enumerate(self.recipe.stages):
+            if number == 0 or stage.init_from is None:
+                for rows in self.of(number, assembly):
+                    if rows is not None:
+                        rehearse(stage, assembly, rows)
 
 
-def read_data(sources: Sequence[Data]) -> list[Sequence[Sample]]:
-    """The rows of each source of a stage's data: indexed and checked once, read when they are needed."""
-    heads: list[Sequence[Sample]] = []
-    for data in sources:
-        with reading_bar(f"reading {data.path}") as progress:
-            heads.append(Head(open_source(data.path, data.images, progress=progress), data.limit))
-    return heads
-
-
-def lay_out(
-    recipe: Recipe,
-    stage: Stage,
-    data: Sequence[Data],
-    sources: Sequence[Sequence[Sample]],
-    assembly: Assembly,
-    columns: Columns | None,
-    *,
-    training: bool = True,
-) -> Mixture:
-    """A stage's rows for this model, each source with its template, under the stage's policies."""
-    policies = Policies(bad_images=stage.bad_images, long_rows=stage.long_rows)
-    parts = []
-    for part, samples in zip(data, sources, strict=True):
-        processor = assembly.processor(
-            get_template(part.template), max_length=recipe.max_length, blank_images=recipe.blank_images
-        )
-        rows = Rows(samples, processor, seed=recipe.seed, columns=columns, training=training, policies=policies)
-        parts.append(rows)
-    return Mixture(parts, [part.weight for part in data])
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a recipe names; `auto` takes the first accelerator, else the CPU.
+def check_shares(recipe: Recipe, processes: Processes) -> None:
+    """That every process has something to do in every step.
 
     Raises:
-        SightlineError: if it is not there.
+        SightlineError: if a stage has fewer forward passes in a step than there are processes.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    for stage in recipe.stages:
+        if stage.accumulate < processes.world:
+            raise SightlineError(
+                f"stage '{stage.name}' has {stage.accumulate} forward passes of {stage.batch_size} rows in a step, and "
+                f"there are {processes.world} processes to share them. Keep the rows of a step with smaller passes, "
+                f"for example batch_size={max(1, stage.batch_size * stage.accumulate // processes.world)} "
+                f"accumulate={processes.world}."
+            )
+
+
+@contextmanager
+def fixed_bits(recipe: Recipe) -> Iterator[None]:
+    """Where the recipe says `deterministic`, have torch refuse what gives other bits on each call."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SightlineError(f"device '{name}' cannot be used: {reason}. Try device=auto or device=cpu.") from None
-    return device
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def seed_everything(seed: int) -> None:
@@ -176,20 +195,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (libraries that we call may draw from it)
     torch.manual_seed(seed)
-
-
-def facts(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """What a reader of the run must know to repeat it."""
-    return {
-        "name": recipe.name,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seed": recipe.seed,
-        "command": " ".join(sys.argv),
-        "versions": {"sightline": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES},
-        "machine": {
-            "system": platform.platform(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "threads": torch.get_num_threads(),
-        },
-    }

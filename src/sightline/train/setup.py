@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import AutoModel
 
 from ..config import Stage
 from ..errors import SightlineError, did_you_mean
@@ -22,6 +23,10 @@ class PartRow:
     trainable: bool
     lr: float
     weight_decay: float
+    trained: int
+    """How many of its parameters train."""
+    unused: tuple[str, ...] = ()
+    """Tensors of a part that trains which the forward pass does not use: they are left out."""
 
 
 def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> list[PartRow]:
@@ -39,9 +44,13 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
                 f"{did_you_mean(part, sizes) or '.'} "
                 f"It has: {', '.join(sizes)}."
             )
-    for part, _, parameter in named_parts(model):
-        parameter.requires_grad_(part in stage.trainable)
+    unused = frozenset(unused_by_tower(model) if "vision" in stage.trainable else ())
+    trained = dict.fromkeys(sizes, 0)
+    for part, name, parameter in named_parts(model):
+        trains = part in stage.trainable and name not in unused
+        parameter.requires_grad_(trains)
         sizes[part] += parameter.numel()
+        trained[part] += parameter.numel() * trains
     return [
         PartRow(
             part,
@@ -49,9 +58,29 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
             trains := part in stage.trainable,
             lr=stage.lr_by_part.get(part, stage.lr) if trains else 0.0,
             weight_decay=stage.weight_decay if trains else 0.0,
+            trained=trained[part],
+            unused=tuple(sorted(unused)) if part == "vision" else (),
         )
         for part, size in sizes.items()
     ]
+
+
+def unused_by_tower(model: SightlineForConditionalGeneration) -> list[str]:
+    """Names of the tower's parameters that the selected layers do not depend on: they could never have a gradient.
+
+    Found by a forward and a backward pass of the tower without weights, on the meta device.
+    """
+    inner = model.model
+    layers = inner.config.vision_feature_layer
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    side = inner.config.tower.image_size
+    with torch.device("meta"), torch.enable_grad():
+        tower = AutoModel.from_config(inner.vision_tower.config)
+        states = tower(torch.zeros(1, 3, side, side), output_hidden_states=layers).hidden_states
+        torch.stack([states[layer].sum() for layer in layers]).sum().backward()
+    prefix = "model.vision_tower."
+    have = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    return [prefix + name for name, p in tower.named_parameters() if p.grad is None and prefix + name in have]
 
 
 def set_modes(model: SightlineForConditionalGeneration, stage: Stage) -> None:
@@ -70,10 +99,11 @@ def set_modes(model: SightlineForConditionalGeneration, stage: Stage) -> None:
 
 
 def build_optimizer(model: SightlineForConditionalGeneration, table: list[PartRow], stage: Stage) -> torch.optim.AdamW:
-    """AdamW with a group for each part, split by whether weight decay applies (matrices yes, vectors no)."""
+    """AdamW with a group for each part, split by whether weight decay applies (matrices yes, vectors no); torch's fused
+    one where all parameters are on a GPU."""
     groups = []
     for row in (row for row in table if row.trainable):
-        parameters = [p for part, _, p in named_parts(model) if part == row.part]
+        parameters = [p for part, _, p in named_parts(model) if part == row.part and p.requires_grad]
         for decays in (True, False):
             chosen = [p for p in parameters if (p.ndim >= 2) == decays]
             if chosen:
@@ -81,7 +111,8 @@ def build_optimizer(model: SightlineForConditionalGeneration, table: list[PartRo
                 groups.append({"params": chosen, "part": row.part, "peak": row.lr, "lr": row.lr, "weight_decay": decay})
     if not groups:
         raise SightlineError(f"stage '{stage.name}' trains nothing: its parts {stage.trainable} have no parameters.")
-    return torch.optim.AdamW(groups, betas=stage.betas)
+    fused = all(p.is_cuda for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, betas=stage.betas, fused=fused)
 
 
 def schedule(stage: Stage, num_steps: int) -> Callable[[int], float]:

@@ -1,0 +1,74 @@
+"""A stage's rows: read from their files, laid out for the model, and tried before anything trains."""
+
+from collections.abc import Callable, Sequence
+
+from ..config import Data, Recipe, Stage
+from ..data.dataset import Columns, Head, Mixture, Policies, Rows
+from ..data.sources import open_source
+from ..data.templates import get_template
+from ..errors import SightlineError
+from ..models.assemble import Assembly
+from ..types import Sample
+from .objective import Objective
+from .progress import reading_bar
+from .setup import set_trainable
+
+Sources = list[Sequence[Sample]]
+"""The rows of each source of a stage's data or validation."""
+
+
+def read_data(sources: Sequence[Data], say: Callable[[str], None] = lambda text: None) -> Sources:
+    """The rows of each source of a stage's data: indexed and checked once, read when they are needed.
+
+    Raises:
+        SightlineError: if a source cannot be read, or has not as many rows as the recipe says.
+    """
+    heads: Sources = []
+    for data in sources:
+        with reading_bar(f"reading {data.path}") as progress:
+            source = open_source(data.path, data.images, progress=progress)
+        if data.rows is not None and len(source) != data.rows:
+            raise SightlineError(
+                f"{data.path} has {len(source):,} rows and the recipe expects {data.rows:,}: it may be cut short, or "
+                "another version. Fetch it again, or change `rows`."
+            )
+        if source.notice:
+            say(source.notice)
+        heads.append(Head(source, data.limit))
+    return heads
+
+
+def lay_out(
+    recipe: Recipe,
+    stage: Stage,
+    data: Sequence[Data],
+    sources: Sources,
+    assembly: Assembly,
+    columns: Columns | None,
+    *,
+    training: bool = True,
+) -> Mixture:
+    """A stage's rows for this model, each source with its template, under the stage's policies."""
+    policies = Policies(bad_images=stage.bad_images, long_rows=stage.long_rows)
+    parts = []
+    for part, samples in zip(data, sources, strict=True):
+        processor = assembly.processor(
+            get_template(part.template), max_length=recipe.max_length, blank_images=recipe.blank_images
+        )
+        rows = Rows(samples, processor, seed=recipe.seed, columns=columns, training=training, policies=policies)
+        parts.append(rows)
+    return Mixture(parts, [part.weight for part in data])
+
+
+def rehearse(stage: Stage, assembly: Assembly, rows: Mixture) -> None:
+    """Find what would stop a stage hours from now: its parts, its weights, the first row of each source.
+
+    Raises:
+        SightlineError: for what it finds.
+    """
+    set_trainable(assembly.model, stage)
+    Objective(assembly.model, stage.weights)
+    for part in rows.parts:
+        for outcome in part.fetch((0, 0)):
+            if isinstance(outcome, SightlineError):
+                raise outcome
