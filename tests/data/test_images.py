@@ -1,6 +1,7 @@
 """Images: every mode a user brings becomes the RGB that a person would see, and a bad file says which it is."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from sightline.data.images import BLANK, blank_like, load_image, to_rgb
+from sightline.data.images import BLANK, blank_like, load_image, resolve_image, to_rgb
 from sightline.errors import SightlineError
 
 ROTATE_90_CLOCKWISE = 6
@@ -206,3 +207,18 @@ def test_a_damaged_file_gives_an_image_or_our_error(encoded, tmp_path_factory, n
         assert load_image(path).mode == "RGB"
     except SightlineError as error:
         assert str(path) in str(error)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(SightlineError, match=r"cannot decode image .*a.png: it is a pipe or a device"):
+        load_image(tmp_path / "a.png")
+
+
+def test_links_inside_the_folder_are_followed(tmp_path):
+    """Names may not lead out; a link is the user's own, and large folders are often linked."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "images").mkdir()
+    saved(tmp_path / "elsewhere", Image.new("RGB", (3, 2)), "a.png")
+    (tmp_path / "images/coco").symlink_to(tmp_path / "elsewhere")
+    assert load_image(resolve_image(tmp_path / "images", "coco/a.png", "row 0")).size == (3, 2)

@@ -398,3 +398,79 @@ def test_findings_of_one_kind_are_counted_and_the_first_kept(tiny, pictures, tmp
     report = examined(values(tiny, pictures, data={"path": str(tmp_path / "rows.json")}))
     (group,) = report.ledger
     assert (group.count, len(group.first)) == (500, 100)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"bad_images": "skip", "validation": "lost"},
+        {"long_rows": "drop", "validation": "long"},
+        {"long_rows": "shorten", "validation": "long"},
+        {"bad_images": "skip", "data": "lost"},
+        {"long_rows": "drop", "data": "long"},
+    ],
+)
+def test_policies_that_leave_no_row_are_an_error(tiny, pictures, tmp_path, stage):
+    def row(image: str, answer: str) -> dict:
+        turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": answer}]
+        return {"image": image, "conversations": turns}
+
+    (tmp_path / "lost.json").write_text(json.dumps([row("nowhere.png", "a cat")]))
+    (tmp_path / "long.json").write_text(json.dumps([row("0.png", "red and blue " * 200)]))
+    stage = {
+        key: {"path": str(tmp_path / f"{value}.json"), "images": str(pictures / "images")}
+        if key in ("data", "validation")
+        else value
+        for key, value in stage.items()
+    }
+    report = examined(values(tiny, pictures, **stage) | {"max_length": 150})
+    assert checks(report)["coverage/none-left"] == "error"
+    assert not report.ok
+
+
+@pytest.mark.parametrize(("policy", "severity"), [("raise", "error"), ("drop", "warning"), ("shorten", "warning")])
+def test_images_that_do_not_fit_stop_training_only_where_it_says_raise(tiny, pictures, tmp_path, policy, severity):
+    rows = json.loads((pictures / "chats.json").read_text())
+    turns = [{"from": "human", "value": "<image>" * 40 + "what?"}, {"from": "gpt", "value": "many"}]
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, {"image": ["0.png"] * 40, "conversations": turns}]))
+    data = {"path": str(tmp_path / "rows.json"), "images": str(pictures / "images")}
+    report = examined(values(tiny, pictures, data=data, long_rows=policy) | {"max_length": 150})
+    assert checks(report)["budget/images"] == severity
+    assert report.ok == (policy != "raise")
+    if policy != "raise":
+        group = next(group for group in report.ledger if group.check == "budget/images")
+        assert "the row is left out" in group.first[0].message
+
+
+@pytest.mark.parametrize("layer", [99, -99, []])
+def test_a_layer_that_is_not_there_is_found_without_weights(tiny, pictures, layer):
+    recipe = values(tiny, pictures)
+    recipe["model"] |= {"vision_layer": layer}
+    assert checks(examined(recipe))["parts/model"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [("file/run", "is a file"), ("a\0b", "null"), ("\ud800", "surrogates"), ("a" * 5000, "too long")]
+)
+def test_a_run_folder_that_cannot_be_made(tiny, pictures, tmp_path, out, words):
+    (tmp_path / "file").write_text("")
+    report = examined(values(tiny, pictures) | {"out": str(tmp_path / out)})
+    (group,) = (group for group in report.ledger if group.check == "recipe/run-folder")
+    assert words in group.first[0].message
+    assert not report.ok
+
+
+def test_an_image_that_is_damaged_behind_its_first_frame(tmp_path):
+    """What counts the frames of a TIFF fails in ways of its own."""
+    path = tmp_path / "a.tif"
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    data = bytearray(path.read_bytes())
+    with Image.open(path) as image:
+        image.seek(1)
+        second = image._frame_pos[1]
+    data[second + 2 : second + 4] = b"\0\0"  # the tag of its width
+    path.write_bytes(data)
+    looked = look_at(path)
+    assert looked.size == (20, 20)
+    assert [trouble.check for trouble in looked.troubles] == ["images/odd"]

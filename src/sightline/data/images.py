@@ -1,5 +1,6 @@
 """Images from disk to RGB, one way for training, evaluation and asking."""
 
+import stat
 from io import BytesIO
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def load_image(source: ImageSource) -> Image.Image:
         return to_rgb(source)
     file, name = (source, str(source)) if isinstance(source, Path) else (BytesIO(source.read()), source.name)
     try:
+        if isinstance(file, Path) and not (stat.S_ISREG(mode := file.stat().st_mode) or stat.S_ISDIR(mode)):
+            raise OSError("it is a pipe or a device")  # a pipe without a writer would be waited for
         with Image.open(file) as image:
             image.load()
             return to_rgb(image)

@@ -124,6 +124,14 @@ def special_pattern(tokens: Collection[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(sorted(words, key=len, reverse=True))) if words else None
 
 
+def none_left(stage: str, role: str) -> Finding:
+    """What it means that policies leave no row of a stage's data, or of its validation."""
+    effect = "its parts would stay as they were" if role == "data" else "its loss could not be measured"
+    message = f"no row of its {role} has sound images and fits max_length: {effect}."
+    fix = "Mend the images (bad_images only skips), or raise max_length."
+    return Finding("error", "coverage/none-left", f"stage '{stage}'", message, fix)
+
+
 class Seen:
     """Ids and contents of the rows of a stage, as hashes: what is there twice."""
 

@@ -142,7 +142,12 @@ def why(source: Any, error: BaseException) -> Trouble:
 def about_file(path: Path) -> list[Trouble]:
     """What is odd about an image that decodes: its extension, its frames."""
     with Image.open(path) as image:
-        kind, frames = str(image.format), getattr(image, "n_frames", 1)
+        kind = str(image.format)
+        try:
+            frames = getattr(image, "n_frames", 1)
+        except Exception as error:  # what follows a sound first frame may be anything
+            fix = "Save its first frame as a PNG; it is read as it is."
+            return [Trouble("warning", "images/odd", f"what follows its first frame is damaged: {error}.", fix)]
     found = []
     suffix = path.suffix.lower()
     if kind in SUFFIXES and suffix not in SUFFIXES[kind]:

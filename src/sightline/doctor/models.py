@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from ..checkpoints.model import model_folder, read_config
 from ..config import Model, Recipe, Stage
-from ..data.processor import Processor
+from ..data.processor import Processor, output_size
 from ..data.templates import get_template
+from ..errors import SightlineError
 from ..models.assemble import IMAGE as IMAGE_TOKEN
 from ..models.assemble import Assembly, attach_methods
 from ..models.backbones import resolve
@@ -62,9 +63,15 @@ def _assembled(parts: Model) -> Assembly:
     tower: Any = found(lambda: AutoConfig.from_pretrained(vision), parts.vision)
     tower = tower.vision_config if hasattr(tower, "vision_config") else tower
     spec = tower_spec(tower)
+    _check_layers(parts.vision_layer, tower.num_hidden_layers + 1)
     llm: Any = found(lambda: AutoConfig.from_pretrained(language), parts.language)
     tokenizer: Any = found(lambda: AutoTokenizer.from_pretrained(language), parts.language)
     image_processor = found(lambda: AutoImageProcessor.from_pretrained(vision, backend="pil"), parts.vision)
+    if parts.image_fit == "crop" and output_size(image_processor) != (spec.image_size, spec.image_size):
+        raise SightlineError(
+            f"'{parts.vision}': its image processor gives {output_size(image_processor)} pixels and its tower takes "
+            f"{spec.image_size}x{spec.image_size}. Use model.image_fit=pad, or mend preprocessor_config.json."
+        )
     config = SightlineConfig(
         vision_config=tower,
         text_config=llm,
@@ -76,6 +83,14 @@ def _assembled(parts: Model) -> Assembly:
         vision_select=parts.vision_select,
     )
     return _empty(config, tokenizer, image_processor)
+
+
+def _check_layers(given: int | list[int], count: int) -> None:
+    """As `assemble` checks them, which a model too large to load never reaches."""
+    if not (layers := [given] if isinstance(given, int) else given) or any(not -count <= n < count for n in layers):
+        raise SightlineError(
+            f"vision_layer {given} is not among the tower's {count} states (0 to {count - 1}, or -1 back)."
+        )
 
 
 def _saved(path: str) -> Assembly:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.dataset import without_oldest_exchange
 from ..data.order import generator
 from ..data.processor import Processor
 from ..data.templates import IMAGE, Span, render
@@ -53,9 +54,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Laid:
-    """A row as text: where it stands, its sample, its spans."""
+    """A row as text: its number and where it stands, its sample as given and with the methods' turns, its spans."""
 
+    number: int
     where: str
+    given: Sample
     sample: Sample
     text: str
     spans: list[Span]
@@ -73,6 +76,8 @@ class RowReader:
         self.long_rows = long_rows
         self.views = views
         self.budget = Budget()
+        self.left = 0
+        """Rows whose images decode and that fit, shortened if that is the policy."""
         tokenizer: Any = processor.tokenizer
         self._backend: Any = tokenizer.backend_tokenizer
         self._eos = str(processor.tokenizer.eos_token)
@@ -106,7 +111,7 @@ class RowReader:
         answers = [span for span in spans if span.role == "assistant"]
         which = -1 if number < WHOLE else 0
         prompt = text[: answers[which].start] if answers else ""
-        return Laid(where, replace(sample, turns=turns), text, spans, prompt)
+        return Laid(number, where, sample, replace(sample, turns=turns), text, spans, prompt)
 
     def _encode(self, texts: list[str], *, offsets: bool) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids and offsets of each text, as the processor tokenises it: transformers hands it to the same backend."""
@@ -145,10 +150,8 @@ class RowReader:
             message = f"{places} {IMAGE} in its text for {len(row.sample.images)} images: it cannot be laid out."
             fix = f"Put one {IMAGE} where each image belongs, in the questions alone."
             found.append(Finding("error", "rows/places", place, message, fix))
-        per_view = processor.tokens_per_view
-        visual = sum(per_view * self.views(image) for image in row.sample.images)
-        slots = sum(bool(row.sample.images) or not slot.only_with_images for slot in processor.methods.slots)
-        length = len(ids) - places + visual + slots
+        visual, length = self._visual(row.sample), self._length(ids, row.sample)
+        slots = length - visual - (len(ids) - places)
         count = int(supervised[1:].sum()) if not slots else int(supervised.sum())
         self.budget.lengths.append(length)
         self.budget.visual.append(visual)
@@ -156,8 +159,10 @@ class RowReader:
         if not count:
             message = f"nothing in it is supervised under template '{processor.template.name}': it would train nothing."
             found.append(Finding("error", "coverage/none", place, message, "Give it an answer, or remove it."))
+        fits = length <= processor.max_length or self._can_be_shortened(row)
+        self.left += fits and all(self.views.decodes(image) for image in row.sample.images)
         if length > processor.max_length:
-            found.append(self._too_long(place, length, visual))
+            found.append(self._too_long(place, length, visual, shortened=fits))
         if len(prompt_ids) and not np.array_equal(ids[: len(prompt_ids)], prompt_ids):
             message = (
                 "the tokens that generation starts from are not those that the answer was trained after: the "
@@ -167,17 +172,37 @@ class RowReader:
             found.append(Finding("warning", "template/prompt", place, message, fix))
         return found
 
-    def _too_long(self, place: str, length: int, visual: int) -> Finding:
+    def _too_long(self, place: str, length: int, visual: int, *, shortened: bool) -> Finding:
         most = self.processor.max_length
         message = f"has {length} tokens, {visual} of them visual, and max_length is {most}"
         fix = f"Say max_length={length}, or shorten or remove the row."
+        check, cause = "budget/too-long", ""
         if visual >= most:
-            effect = "its images alone do not fit, and no image is ever cut"
-            return Finding("error", "budget/images", place, f"{message}: {effect}.", fix)
+            check, cause = "budget/images", "its images alone do not fit, and no image is ever cut; "
         if self.long_rows == "raise":
-            return Finding("error", "budget/too-long", place, f"{message}: training would stop there.", fix)
-        effect = {"drop": "the row is left out", "shorten": "its oldest turns are left out"}.get(self.long_rows, "")
-        return Finding("warning", "budget/too-long", place, f"{message}: {effect or self.long_rows}.", fix)
+            return Finding("error", check, place, f"{message}: {cause}training would stop there.", fix)
+        effect = "its oldest turns are left out" if shortened else "the row is left out"
+        return Finding("warning", check, place, f"{message}: {cause}{effect}.", fix)
+
+    def _can_be_shortened(self, row: Laid) -> bool:
+        """Whether the row fits without its oldest exchanges, as training tries it."""
+        sample: Sample | None = row.given
+        while self.long_rows == "shorten" and (sample := without_oldest_exchange(sample)) is not None:
+            shorter = self._render(row.number, row.where, sample)
+            ((ids, _),) = self._encode([shorter.text], offsets=False)
+            if self._length(ids, sample) <= self.processor.max_length:
+                return True
+        return False
+
+    def _length(self, ids: np.ndarray, sample: Sample) -> int:
+        """Tokens of a row with its images and the methods' slots."""
+        processor = self.processor
+        slots = sum(bool(sample.images) or not slot.only_with_images for slot in processor.methods.slots)
+        places = int((ids == processor.image_token_id).sum())
+        return len(ids) - places + self._visual(sample) + slots
+
+    def _visual(self, sample: Sample) -> int:
+        return sum(self.processor.tokens_per_view * self.views(image) for image in sample.images)
 
     def _differs(self, row: Laid, expected: str, text: str) -> list[Finding]:
         """What a round trip that does not give the same text means."""
@@ -208,6 +233,10 @@ class Views:
         self._sizes = sizes
         self._known: dict[tuple[int, int], int] = {}
         self._plain = processor.methods.merges_views or all(m.needs.views is None for m in processor.methods.all)
+
+    def decodes(self, source: Any) -> bool:
+        """Whether an image could be decoded."""
+        return self._sizes(source) is not None
 
     def __call__(self, source: Any) -> int:
         if self._plain:

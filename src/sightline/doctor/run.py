@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..config import Recipe, load_recipe
 from ..data.templates import get_template
 from ..errors import SightlineError
-from ..files import claim_empty
 from ..models.assemble import Assembly
 from ..train.processes import pick_device
 from ..types import Sample
@@ -23,6 +23,7 @@ from .batches import SoundRows, overfit_stages
 from .findings import Finding, from_error
 from .images import decode_all
 from .look import Looked, look_at
+from .place import about_run_folder
 from .reading import Table, tables
 from .report import DataRecord, Report
 from .rows import BATCH, RowReader, Views
@@ -101,11 +102,7 @@ class _Examination:
         except SightlineError as error:
             self.device = torch.device("cpu")
             self.report.add(from_error(error, severity="error", check="recipe/device", where=self.recipe.name))
-        folder = self.recipe.run_folder
-        try:
-            claim_empty(folder, f"run '{self.recipe.name}'")
-        except SightlineError as error:
-            self.report.add(from_error(error, severity="error", check="recipe/run-folder", where=self.recipe.name))
+        self.report.add(*about_run_folder(self.recipe))
 
     def _rows(self, tick: Any) -> dict[Any, tuple[str, int, bool]]:
         """Check every row's words; for each image (first place, rows that show it, whether it stops training)."""
@@ -119,7 +116,7 @@ class _Examination:
             self.report.data.append(record)
             self.report.add(*checks.broken_rows(table.problems, file))
             if table.source is not None and table.source.notice:
-                fix = "Nothing need be done; another format is read faster."
+                fix = "Nothing need be done, unless its order matters."
                 self.report.add(Finding("note", "rows/notice", file, table.source.notice, fix))
             try:
                 template = get_template(table.data.template)
@@ -212,6 +209,7 @@ class _Examination:
                 self.report.add(Finding("error", "parts/columns", where, message, fix))
 
     def _tokens(self, tick: Any) -> None:
+        left: Counter[tuple[str, str]] = Counter()
         for table, record in zip(self.tables, self.report.data, strict=True):
             stage = table.stage
             if stage.name not in self.assemblies or not len(table):
@@ -243,6 +241,9 @@ class _Examination:
                     tick(len(waiting))
                     waiting = []
             record.budget = reader.budget.summary(self.recipe.max_length)
+            if stage.bad_images == "skip" or stage.long_rows != "raise":
+                left[stage.name, table.role] += reader.left
+        self.report.add(*(checks.none_left(name, role) for (name, role), count in left.items() if not count))
 
 
 def _key(image: Any) -> Path | str:

@@ -84,8 +84,9 @@ def talk(*turns) -> dict:
 
 BROKEN = {
     "not an object": ("red", "rows.json row 1 should be an object with 'conversations', and is text"),
-    "id": (changed(id=[1]), "rows.json row 1: 'id' should be a string or a number, and is a list"),
-    "id true": (changed(id=True), "'id' should be a string or a number, and is a boolean"),
+    "id": (changed(id=[1]), "rows.json row 1: 'id' should be a string or a whole number, and is a list"),
+    "id true": (changed(id=True), "'id' should be a string or a whole number, and is a boolean"),
+    "id with a fraction": (changed(id=1.5), "'id' should be a string or a whole number, and is 1.5. Change it"),
     "misspelt": (
         {"id": "a1", "conversation": [HUMAN, GPT]},
         r"\(id 'a1'\) has no 'conversations'; did you mean 'conver",

@@ -195,7 +195,8 @@ def test_a_file_that_changed_is_not_read_on(tmp_path, name):
 def test_a_stream_says_that_it_starts_again(tmp_path):
     source = unread(made(tmp_path, "tar.gz", makers.captions()))
     assert source.sequential
-    assert "cannot be read at random: going back reads it again from its start" in source.notice
+    for words in ("neither shuffled nor grouped", "a run that resumes skips forward", "going back starts it again"):
+        assert words in source.notice
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [source[row].id for row in (0, 2, 2, 5)] == ["c0", "c2", "c2", "c5"]
@@ -384,6 +385,24 @@ def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.tar")
     with pytest.raises(SightlineError, match=r"a.tar is a pipe, which can be read once, .* Write it to a file"):
         open_source(tmp_path / "a.tar")
+
+
+def test_a_pipe_among_shards_is_refused(tmp_path):
+    makers.tar(tmp_path / "a.tar", makers.members(makers.captions()))
+    os.mkfifo(tmp_path / "b.tar")
+    with pytest.raises(SightlineError, match=r"b.tar is a pipe"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\0.json", "\ud800.json"])
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(SightlineError, match=r"cannot be a file's name: .* Check `data.path`"):
+        open_source(tmp_path / name)
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(SightlineError, match=r"cannot read .*File name too long"):
+        open_source(tmp_path / ("a" * 5000 + ".json"))
 
 
 def test_folders_that_are_no_data(tmp_path):

@@ -2,6 +2,8 @@
 
 import io
 import json
+import multiprocessing
+import os
 import tarfile
 from dataclasses import replace
 
@@ -192,3 +194,25 @@ def test_the_same_samples_compressed(tmp_path):
     for one, other in zip(plain, packed, strict=True):
         assert replace(one, images=(), source="") == replace(other, images=(), source="")
         assert one.images[0].read() == other.images[0].read()
+
+
+def _read(source, rows, results):
+    results.put([source[row].id for row in rows])
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read at random")
+def test_processes_that_were_forked_read_their_own_stream(tmp_path):
+    """They share the open file and its position with the process that opened it: both would read on in turns."""
+    names = [f"{n:03}" for n in range(400)]
+    members = [item for name in names for item in ((f"{name}.txt", "a cat"), (f"{name}.png", os.urandom(4000)))]
+    source = open_source(makers.tar(tmp_path / "a.tar.gz", members, "w:gz"))
+    assert source[0].id == "000"
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    halves = [range(0, 400, 2), range(1, 400, 2)]
+    processes = [fork.Process(target=_read, args=(source, half, results), daemon=True) for half in halves]
+    for process in processes:
+        process.start()
+    ids = sorted(name for _ in processes for name in results.get(timeout=60))
+    assert ids == names
+    assert [source[row].id for row in (1, 399)] == ["001", "399"]

@@ -16,6 +16,7 @@ from .jsonfiles import JsonLines, JsonList
 from .rows import sample_from_row
 from .tables import Table
 from .webdataset import open_tars
+from .wording import shown
 
 __all__ = [
     "EmbeddedImage",
@@ -51,23 +52,40 @@ def open_source(
             that is missing, damaged, or of no known format.
     """
     path, folder = Path(path), Path(images) if images is not None else None
-    if not path.exists() and glob.has_magic(str(path)):
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (any root)
-        if not files:
-            raise SightlineError(f"no file matches {path}. Check `data.path` (relative to where you are).")
-        return _open_files(path, files, folder, progress, report)
     with reading(path):
-        mode = path.stat().st_mode
+        mode = _mode(path)
+        if mode is None and glob.has_magic(str(path)):
+            files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (any root)
+            if not files:
+                raise SightlineError(f"no file matches {path}. Check `data.path` (relative to where you are).")
+            return _open_files(path, files, folder, progress, report)
+        if mode is None:
+            raise FileNotFoundError
         if stat.S_ISDIR(mode):
             if any((path / name).is_file() for name in ("state.json", "dataset_info.json", "dataset_dict.json")):
                 return Arrow(path, images=folder, progress=progress, report=report)
             return _open_files(path, sorted(path.iterdir()), folder, progress, report)
-    if stat.S_ISFIFO(mode):
-        raise SightlineError(f"{path} is a pipe, which can be read once, and rows are read again. Write it to a file.")
+    _refuse_pipes([path])
     reader = ROWS.get(path.suffix.lower())
     if reader is not None:
         return reader(path, folder, progress=progress, report=report)
     return _open_files(path, [path], folder, progress, report)
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of file is there; None if there is none."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # a NUL, or half of a character
+        raise SightlineError(f"'{shown(str(path))}' cannot be a file's name: {error}. Check `data.path`.") from None
+
+
+def _refuse_pipes(files: list[Path]) -> None:
+    pipe = next((file for file in files if file.is_fifo()), None)
+    if pipe is not None:
+        raise SightlineError(f"{pipe} is a pipe, which can be read once, and rows are read again. Write it to a file.")
 
 
 def _open_files(
@@ -76,6 +94,7 @@ def _open_files(
     """Files that are one data set together."""
     tars = [file for file in files if TAR.search(file.name)]
     tables = [file for file in files if file.suffix.lower() == ".parquet"]
+    _refuse_pipes([*tars, *tables])
     if tars and tables:
         raise SightlineError(f"{path} holds both .tar and .parquet files. Name those meant: '{path}/*.tar'.")
     if tars:

@@ -64,7 +64,8 @@ def sample_from_row(
         sample_id = default_id if default_id is not None else where
     elif not isinstance(sample_id, str | int) or isinstance(sample_id, bool):
         raise SightlineError(
-            f"{where}: 'id' should be a string or a number, and is {kind(sample_id)}. Change it, or leave it out."
+            f"{where}: 'id' should be a string or a whole number, and is "
+            f"{shown(sample_id) if isinstance(sample_id, float) else kind(sample_id)}. Change it, or leave it out."
         )
     else:
         sample_id = str(sample_id)

@@ -5,6 +5,7 @@ forward, and asked for an earlier row it starts again. A pipe can be read once o
 before they are trained on, and a writer that writes again cannot be told from one that goes on.
 """
 
+import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -71,8 +72,9 @@ class Stream(Source):
         """See `Shards`. Checking the samples reads the whole stream once."""
         self.path, self._tars = path, [IndexedFile(file) for file in files]
         self.notice = (
-            f"{path} is compressed and cannot be read at random: going back reads it again from its start. "
-            "Keep its order, or unpack it to plain .tar files."
+            f"{path} is compressed and cannot be read at random: its stage's rows come in the order of their files, "
+            "neither shuffled nor grouped, a run that resumes skips forward, and going back starts it again. "
+            "Unpack it to plain .tar files to read it at random."
         )
         self.rows, _ = _index(path, files, progress, report)
         self._rewind()
@@ -83,6 +85,8 @@ class Stream(Source):
 
     def read(self, row: int) -> Sample:
         number = self.rows.number(row)
+        if self._process != os.getpid():  # a process that was forked would move the other's place in the file
+            self._rewind()
         if number < self._position:
             if not self._warned:
                 warnings.warn(self.notice, stacklevel=3)
@@ -94,7 +98,7 @@ class Stream(Source):
         return _sample(members, file, self.path)
 
     def _rewind(self) -> None:
-        self._samples, self._position = self._read_all(), -1
+        self._process, self._samples, self._position = os.getpid(), self._read_all(), -1
         self._current: tuple[Path, list[Member]] = (self.path, [])
 
     def _read_all(self) -> Iterator[tuple[Path, list[Member]]]:
