@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sightline.methods.base import AlignmentMethod, InsertedTurn, LossSpec, MethodConfig, Needs, Sizes, Slot
+from sightline.objectives.gather import gather_rows
 from sightline.types import IGNORE, Turn
 
 
@@ -122,3 +124,25 @@ class Watcher(AlignmentMethod):
     def losses(self, trace, batch):
         supervised = (batch.labels != IGNORE).unsqueeze(-1)
         return {"watcher/answers": (self.train_only["head"](trace.hidden).square() * supervised).sum()}
+
+
+class Contrast(AlignmentMethod):
+    """A loss that couples rows: each row's answer against the prompts of all rows, InfoNCE over all processes."""
+
+    name = "contrast"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(losses=(LossSpec("contrast/rows", scope="gathered"),))
+
+    def losses(self, trace, batch):
+        answers = _mean(trace.hidden, batch.labels != IGNORE)
+        prompts = _mean(trace.embeds, batch.attention_mask.bool() & (batch.labels == IGNORE))
+        answers, prompts = gather_rows(answers, batch), gather_rows(prompts, batch)
+        scores = F.normalize(answers, dim=-1) @ F.normalize(prompts, dim=-1).T / 0.1
+        return {"contrast/rows": F.cross_entropy(scores, torch.arange(len(scores)))}
+
+
+def _mean(values, mask):
+    mask = mask.unsqueeze(-1).to(values.dtype)
+    return (values * mask).sum(1) / mask.sum(1)

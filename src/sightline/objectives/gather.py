@@ -1,10 +1,11 @@
 """Rows of all processes in one tensor, with gradients: what a contrastive loss of scope `gathered` is taken over."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from ..types import Batch
 
@@ -23,5 +24,21 @@ def gather_rows(rows: Shaped[Tensor, "rows ..."], batch: Batch) -> Shaped[Tensor
     dist.all_gather(sizes, torch.tensor(len(rows), device=rows.device))
     longest = max(int(size) for size in sizes)
     padding = rows.new_zeros(longest - len(rows), *rows.shape[1:])
-    gathered = all_gather(torch.cat([rows, padding]).contiguous())
+    gathered = _Gather.apply(torch.cat([rows, padding]))
     return torch.cat([part[: int(size)] for part, size in zip(gathered, sizes, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' tensors stacked; backward, each process gets the sum of what all of them ask of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank()]

@@ -40,8 +40,9 @@ class Engine:
         if self.sharded:
             shard(objective, stage, processes.device)
         elif processes.several:
-            # A loss may leave parts of the model out on some rows. Finding those costs little and never hangs.
-            self._module = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
+            # The trunk uses all that trains on any rows; a method may leave parts out, and finding those never hangs.
+            methods = bool(objective.model.model.methods.all)
+            self._module = DistributedDataParallel(objective, find_unused_parameters=methods)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sums of a batch, in training: gradients are exchanged in its backward pass."""

@@ -45,9 +45,9 @@ def open_run(recipe: Recipe, *, resume: bool) -> bool:
                 f"'{folder}' holds a run that is not finished, so nothing was done. Go on with it: "
                 f"{how_to_go_on(folder)}. Or name another folder with out=..., or remove this one: rm -r '{folder}'"
             )
-        claim_empty(folder, f"run '{recipe.name}'")
+        claim(recipe)
     elif not ours:
-        claim_empty(folder, f"run '{recipe.name}'")
+        claim(recipe)
     elif changed := differences(recipe, folder / "recipe.yaml"):
         lines = "\n".join(f"  {line}" for line in changed)
         raise SightlineError(
@@ -55,6 +55,14 @@ def open_run(recipe: Recipe, *, resume: bool) -> bool:
             f"Go on as it was: {how_to_go_on(folder)}. Or start in another folder with out=..."
         )
     return not finished
+
+
+def claim(recipe: Recipe) -> None:
+    """Refuse a run folder with something in it; what a run leaves that was killed as it began is nothing."""
+    folder = recipe.run_folder
+    begun = [*folder.glob(".lock"), *folder.glob(".recipe.yaml.*")] if folder.is_dir() else []
+    if not begun or len(begun) < len(list(folder.iterdir())):
+        claim_empty(folder, f"run '{recipe.name}'")
 
 
 def differences(recipe: Recipe, begun: Path) -> list[str]:
@@ -111,8 +119,10 @@ def held(folder: Path, processes: Processes) -> Iterator[None]:
             raise SightlineError(
                 f"another process is training in '{folder}'. Stop it, or name another folder."
             ) from None
-        for leftover in folder.glob(".model.*"):  # of a process that was killed while it saved
+        for leftover in [*folder.glob(".model.*"), *folder.glob("stages/*/.model.*")]:  # of one killed while it saved
             shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in folder.glob(".*.[0-9]*"):
+            leftover.unlink(missing_ok=True)
         yield
     (folder / ".lock").unlink(missing_ok=True)
 

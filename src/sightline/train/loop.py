@@ -1,6 +1,8 @@
 """The loop of one stage. What happens at a step depends on (seed, step) and the state alone."""
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -96,11 +98,11 @@ def train_stage(run: StageRun) -> Iterator[int]:
     validate_if_due()
     share = (run.processes.rank, run.processes.world)
     loader = training_batches(run.rows, order, num_steps=total, start=run.step, workers=stage.workers, share=share)
-    fetched = iter(loader)
+    fetched = _alive(loader)
     spare: Batch | None = None
     while run.step < total and not run.stopping():
         began = time.monotonic()
-        got = _alive(islice(fetched, order.rounds_of(run.step, run.processes.world)))
+        got = islice(fetched, order.rounds_of(run.step, run.processes.world))
         batches, dropped, spare = in_step(got, order.counted(run.step, *share), spare, run.processes)
         if run.processes.any(bool(dropped)):
             run.reporter.dropped(run.step + 1, [row for part in run.processes.gather(dropped) for row in part])
@@ -251,13 +253,21 @@ def tenth(total: int) -> int:
     return max(1, math.ceil(total / 10))
 
 
-def _alive(fetched: Iterable[Fetched | SightlineError]) -> Iterator[Fetched | SightlineError]:
-    """What workers prepare, with the death of one said in words.
+def _alive(loader: Iterable[Fetched | SightlineError]) -> Iterator[Fetched | SightlineError]:
+    """What workers prepare, with the death of one said in words, and only where the next batch is awaited.
+
+    torch has the death of a worker raise wherever the program happens to be, which may be half way through an update of
+    the weights. The loader notices by itself when it waits, so that handler is put aside.
 
     Raises:
         SightlineError: if a worker died, or cannot pass on what it made.
     """
+    main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
+        fetched = iter(loader)
+        if main_thread and handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
         yield from fetched
     except (RuntimeError, ConnectionError, EOFError) as error:
         died = "exited unexpectedly" in str(error) or "killed by signal" in str(error)

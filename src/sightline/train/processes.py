@@ -1,16 +1,18 @@
 """The processes of a run: one, or several that `torchrun` started, with the few words that they say to each other."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import SightlineError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,25 @@ class Processes:
         """Whether `flag` holds in any process."""
         return flag if not self.several else bool(self.add({"flag": torch.tensor(float(flag))})["flag"])
 
+    def agree(self, find: Callable[[], Result]) -> Result:
+        """What the main process finds, in all of them: one looks at the disk, none sees another state of it.
+
+        Raises:
+            SightlineError: the one that `find` raises, in every process.
+        """
+        if not self.several:
+            return find()
+        found: list[Any] = [None, None]
+        if self.main:
+            try:
+                found[0] = find()
+            except SightlineError as error:
+                found[1] = error
+        dist.broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
     def gather(self, value: Any) -> list[Any]:
         """The (picklable) values of all processes, by rank, in each of them."""
         if not self.several:
@@ -73,6 +94,9 @@ def joined(device: str) -> Iterator[Processes]:
     place = pick_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    if dist.is_initialized():  # by the caller, whose it stays
+        yield Processes(rank, world, place)
+        return
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield Processes(rank, world, place)

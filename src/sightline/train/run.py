@@ -56,26 +56,27 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         Stopped: if SIGTERM or Ctrl-C asked for it; a checkpoint was written.
     """
     folder = recipe.run_folder
-    if not open_run(recipe, resume=resume):
-        return folder
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(fixed_bits(recipe))
         processes = stack.enter_context(joined(recipe.device))
+        if not processes.agree(lambda: open_run(recipe, resume=resume)):
+            return folder
         check_shares(recipe, processes)
         data = Data(recipe, columns, processes)
         assembly = start(recipe, recipe.stages[0], None)
         data.rehearse(assembly)
 
         stack.enter_context(held(folder, processes))
+        if processes.main:
+            note_start(recipe, processes)
         reporter = stack.enter_context(Reporter(folder, quiet=quiet, main=processes.main))
         stop = stack.enter_context(listening())
         checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints, processes=processes)
-        saved = checkpoints.latest(reporter.say) if resume else None
+        saved = processes.agree(lambda: checkpoints.latest(reporter.say)) if resume else None
         reporter.rewind(saved.state["marks"] if saved is not None else {})
         if processes.main:
             checkpoints.sweep()
-            note_start(recipe, processes)
         processes.wait()
 
         desk = Desk(recipe, processes, reporter, checkpoints, stop, carried=set())
