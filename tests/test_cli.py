@@ -193,13 +193,13 @@ def test_evaluating_writes_into_the_run_folder(sightline, pictures, run_folder):
 def test_stopping_is_not_a_traceback(sightline, monkeypatch):
     """Ctrl-C inside the training, through the real command line."""
 
-    def stop(recipe) -> None:
+    def stop(recipe, *, resume: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sightline.train.train", stop)
     code, _, err = sightline("train", "world", "out=runs/x")
     assert code == 130
-    assert "stopped: runs/x keeps its metrics; no model was saved" in err
+    assert "Go on: sightline train runs/x/recipe.yaml --resume" in err
 
 
 def test_a_place_that_cannot_be_written_is_named(sightline, pictures, tmp_path):

@@ -1,5 +1,6 @@
 """The command line: thin, every command calls one public function, and nothing heavy is imported for `--help`."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -256,6 +257,9 @@ def default_eval_folder(model: str, data: Path, *, blank: bool) -> Path:
 
 def main() -> None:
     """The entry point: errors of the user, and of the disk, in one place, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
     try:
         app()
     except SightlineError as error:

@@ -48,7 +48,7 @@ class Data(Record):
     """How turns become text: `plain` (captions), `vicuna_v1`, `llama-3`, `phi-3`, `gemma`, `chatml`."""
     limit: Positive | None = None
     """Use only the first rows."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """How often its rows are seen in an epoch: 2 is twice, 0.5 a random half, another half each epoch."""
     rows: Positive | None = None
     """How many rows it should have; another number stops the run. `--dry-run` counts on it where there is no file."""

@@ -22,6 +22,10 @@ class ImageError(SightlineError):
 class LongRowError(SightlineError):
     """A row with more tokens than `max_length`. A recipe's `long_rows` says what becomes of it."""
 
+    def __init__(self, fact: str, fix: str) -> None:
+        super().__init__(f"{fact} {fix}")
+        self.fact = fact
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'lr'?"` where some known word is near `word`, else an empty string."""

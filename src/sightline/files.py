@@ -58,7 +58,11 @@ def claim_empty(path: Path, what: str) -> None:
     Raises:
         SightlineError: if `path` is a file or a folder with something in it.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    try:
+        taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    except (ValueError, OSError) as error:
+        raise SightlineError(f"no folder can be called {str(path)!r}: {error}. Name another one.") from None
+    if taken:
         raise SightlineError(
             f"'{path}' is not empty, and {what} would overwrite it, so nothing was done. Name another folder, or "
             f"remove this one: rm -r '{path}'"

@@ -46,7 +46,7 @@ def levels(samples):
 
 
 def same(first: Batch, second: Batch) -> bool:
-    fields = vars(first).keys() - {"ids", "columns"}
+    fields = vars(first).keys() - {"ids", "columns", "counted"}
     return first.ids == second.ids and all(torch.equal(getattr(first, f), getattr(second, f)) for f in fields)
 
 

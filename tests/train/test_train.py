@@ -231,7 +231,7 @@ def test_validation_is_a_mean_over_all_rows_and_moves_nothing(tiny: dict[str, Pa
         for stage in (one_stage(batch_size=2), one_stage(batch_size=5))
     )
     assert by_two is not None and by_five is not None
-    assert by_two["loss"] == pytest.approx(by_five["loss"], abs=1e-6)
+    assert by_two[0]["loss"] == pytest.approx(by_five[0]["loss"], abs=1e-6)
     assert all(p.grad is None for p in assembly.model.parameters())
 
 

@@ -126,8 +126,8 @@ class Rows:
                     self.policies.long_rows == "shorten"
                     and (example := self._shortened(sample, epoch, row)) is not None
                 ):
-                    return example, Dropped(sample.id, "shortened", str(error))
-                return (Dropped(sample.id, "too long", str(error)),)
+                    return example, Dropped(sample.id, "shortened", error.fact)
+                return (Dropped(sample.id, "too long", error.fact),)
         except SightlineError as error:
             return (error,)
 
@@ -236,9 +236,9 @@ def validation_batches(
     """Every row once, in the order of the files. Of several processes each has as many batches as the others: where
     there are not enough, they begin again."""
     rank, world = share
-    keys = [(0, row) for row in range(len(rows))]
-    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    mine = [batches[i % len(batches)] for i in range(rank, math.ceil(len(batches) / world) * world, world)]
+    count = math.ceil(len(rows) / batch_size)
+    begins = (turn % count * batch_size for turn in range(rank, math.ceil(count / world) * world, world))
+    mine = ([(0, row) for row in range(begin, min(begin + batch_size, len(rows)))] for begin in begins)
     return _loader(rows, mine, workers)
 
 

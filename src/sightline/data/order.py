@@ -78,7 +78,7 @@ class Order:
         """The rows of an epoch, in order."""
         firsts = np.cumsum((0, *self.sizes))
         chosen = [self._of_source(source, epoch) + firsts[source] for source in range(len(self.sizes))]
-        rows = np.concatenate(chosen) if len(chosen) > 1 else chosen[0]
+        rows = (np.concatenate(chosen) if len(chosen) > 1 else chosen[0]).astype(np.int32)
         if self.sequential:
             return rows
         rows = rows[permutation(self.seed, epoch, len(rows))]

@@ -154,7 +154,8 @@ class Processor:
         if len(input_ids) > self.max_length:
             raise LongRowError(
                 f"sample '{name}' has {len(input_ids)} tokens, {int(visual.sum())} of them visual, and max_length is "
-                f"{self.max_length}. Raise max_length, remove the row, or say long_rows=drop or shorten."
+                f"{self.max_length}.",
+                "Raise max_length, remove the row, or say long_rows=drop or shorten.",
             )
         return Example(
             id=name,

@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -61,6 +61,8 @@ class StageRun:
     """Optimizer steps done."""
     skipped: int = 0
     """How many of them were left out because they were not finite."""
+    samples: int = 0
+    """Rows that it has seen."""
 
     @property
     def total(self) -> int:
@@ -91,8 +93,11 @@ def train_stage(run: StageRun) -> Iterator[int]:
 
     def validate_if_due() -> None:
         if run.validation is not None and run.step and (run.step % validate_every == 0 or run.step == total):
-            losses = validate(run.engine, run.validation, stage, stop=run)
-            if losses is not None:
+            found = validate(run.engine, run.validation, stage, stopping=run.stopping)
+            if found is not None:
+                losses, dropped = found
+                if run.step <= validate_every:  # the same rows each time, listed the first
+                    run.reporter.dropped(run.step, dropped, split="validation")
                 run.reporter.validation(run.step, losses)
 
     validate_if_due()
@@ -114,10 +119,13 @@ def train_stage(run: StageRun) -> Iterator[int]:
             result = take_step(run.engine, batches, run.optimizer, stage, step=run.step + 1)
             run.guard.look(run.step + 1, total, run.processes, run.reporter.say)
             run.skipped += result.skipped
+            run.samples += result.samples
             rates = {f"lr/{group['part']}": group["lr"] for group in run.optimizer.param_groups}
             epoch, seconds = (run.step + 1) / order.steps_per_epoch, time.monotonic() - began
             run.reporter.step(run.step + 1, epoch=epoch, result=result, rates=rates, seconds=seconds)
         run.step += 1
+        if run.step == total and not run.samples:
+            raise SightlineError(f"no row of stage '{stage.name}' can be used. Run: sightline doctor RECIPE")
         yield run.step
         validate_if_due()
 
@@ -170,8 +178,13 @@ def take_step(
 
 
 @torch.no_grad()
-def validate(engine: Engine, rows: Mixture, stage: Stage, *, stop: StageRun | None = None) -> dict[str, float] | None:
-    """The same losses over all validation rows, with the model in evaluation mode; None if asked to stop meanwhile.
+def validate(
+    engine: Engine, rows: Mixture, stage: Stage, *, stopping: Callable[[], bool] = lambda: False
+) -> tuple[dict[str, float], list[Dropped]] | None:
+    """The same losses over all validation rows, with the model in evaluation mode.
+
+    Returns:
+        The losses, and the rows that the policies left out; None if it was to stop meanwhile.
 
     Raises:
         SightlineError: if the policies leave no row.
@@ -180,21 +193,24 @@ def validate(engine: Engine, rows: Mixture, stage: Stage, *, stop: StageRun | No
     objective.model.eval()
     sums: list[Mapping[str, Tensor]] = []
     counts: list[Mapping[str, Tensor]] = []
+    dropped: list[Dropped] = []
     spare: Batch | None = None
     share = (processes.rank, processes.world)
     loader = validation_batches(rows, batch_size=stage.batch_size, workers=stage.workers, share=share)
     for number, fetched in enumerate(_alive(loader)):
-        if stop is not None and stop.stopping():
+        if stopping():
             return None
         counted = number * processes.world + processes.rank < math.ceil(len(rows) / stage.batch_size)
-        batches, _, spare = in_step([fetched], int(counted), spare, processes)
+        batches, left_out, spare = in_step([fetched], int(counted), spare, processes)
+        dropped += left_out
         for batch in batches:
             with autocast(stage, processes.device):
                 sums.append(objective(batch))
             counts.append(objective.counts(batch))
     if not sums:
         raise SightlineError(f"no validation row of stage '{stage.name}' can be used. Run: sightline doctor RECIPE")
-    return means(objective, processes.add(add_up(sums)), processes.add(add_up(counts)))
+    losses = means(objective, processes.add(add_up(sums)), processes.add(add_up(counts)))
+    return losses, [row for part in processes.gather(dropped) for row in part]
 
 
 def in_step(

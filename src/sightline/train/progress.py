@@ -139,12 +139,13 @@ class Reporter:
             left = (time.monotonic() - self._began) / (step - self._done) * (self._total - step)
             self.say(f"{self._stage} {step}/{self._total}  {note}  {left:.0f} s left")
 
-    def dropped(self, step: int, rows: Iterable["Dropped"]) -> None:
+    def dropped(self, step: int, rows: Iterable["Dropped"], *, split: str | None = None) -> None:
         """Rows that a policy left out or shortened: listed in `dropped.jsonl`, counted for the stage's end."""
         lines = []
         for row in rows:
             self._dropped[self._stage, row.reason] += 1
-            lines.append(json.dumps({"stage": self._stage, "step": step, **asdict(row)}) + "\n")
+            where = {"stage": self._stage, "step": step} | ({"split": split} if split else {})
+            lines.append(json.dumps(where | asdict(row)) + "\n")
         if lines and self._file is not None:
             with self._dropped_path.open("a", encoding="utf-8") as file:
                 file.writelines(lines)

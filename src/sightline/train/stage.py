@@ -77,6 +77,7 @@ def run_stage(
             "stage": number,
             "step": run.step,
             "skipped": run.skipped,
+            "samples": run.samples,
             "guard": guard.record(),
             "marks": desk.reporter.mark(),
             "sizes": list(order.sizes),
@@ -155,7 +156,7 @@ def restore(run: StageRun, saved: Saved, carried: set[str]) -> None:
         run.optimizer.state[parameter] = {"step": step, **moments}
     tensors = carried_tensors(model, carried) | optimizer_tensors(run.optimizer, trained)
     saved.read_into(tensors, several=run.processes.several)
-    run.step, run.skipped = state["step"], state["skipped"]
+    run.step, run.skipped, run.samples = state["step"], state["skipped"], state["samples"]
 
 
 def check_same(saved: Saved, now: Mapping[str, Any]) -> None:
