@@ -12,10 +12,11 @@ from sightline.data.collate import collate
 from sightline.data.sources import read_llava_json
 from sightline.data.templates import get_template
 from sightline.errors import SightlineError
-from sightline.models.adapters import check_stages, lora_of, merge, prepare_stage
+from sightline.models.adapters import changed_names, check_stages, lora_of, merge, prepare_stage
 from sightline.models.assemble import Assembly, assemble
 from sightline.models.parts import part_of
 from sightline.models.precision import base_linears, is_adapter
+from sightline.train.engine import Engine
 from sightline.train.loop import take_step
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, set_modes, set_trainable
@@ -48,11 +49,11 @@ def train_two_steps(assembly: Assembly, stage: Stage, batch: Batch) -> list[floa
     model = assembly.model
     prepare_stage(assembly, stage)
     optimizer = build_optimizer(model, set_trainable(model, stage), stage)
-    objective, losses = Objective(model, {}), []
+    engine, losses = Engine(Objective(model, {}), stage), []
     for step in (1, 2):
         torch.manual_seed(step)
         set_modes(model, stage)
-        losses.append(take_step(objective, [batch], optimizer, stage, step=step).losses["loss"])
+        losses.append(take_step(engine, [batch], optimizer, stage, step=step).losses["loss"])
     model.eval()
     return losses
 
@@ -195,6 +196,39 @@ def test_bf16_rounds_what_is_frozen_and_training_returns_to_fp32(tiny, pictures)
         "language": ["bf16"],
         "adapted": ["bf16"],
     }
+
+
+def test_fresh_adapters_depend_on_the_seed_alone(tiny):
+    """Not on what was drawn before; and nothing is drawn for others."""
+    made = []
+    for seed, drawn in ((1, 0), (1, 5), (2, 0)):
+        assembly = make(tiny)
+        torch.rand(drawn)
+        state = torch.random.get_rng_state()
+        prepare_stage(assembly, stage_of(lora=LORA), seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        made.append(weights(assembly))
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
+    assert not all(torch.equal(value, made[2][name]) for name, value in made[0].items())
+
+
+@pytest.mark.parametrize("stages", [({}, {"lora": PISSA}), ({"lora": LORA}, {"lora": PISSA}), ({"lora": PISSA}, {})])
+def test_what_changed_and_what_trains_give_back_the_model(stages, tiny, pictures):
+    """To take a run up again: a fresh model in the same shape, with those entries of the state dict."""
+    first, second = make(tiny), make(tiny)
+    batch = batch_for(first, pictures)
+    for stage in (stage_of(**values) for values in stages):
+        train_two_steps(first, stage, batch)
+        prepare_stage(second, stage)
+        set_trainable(second.model, stage)
+    names = changed_names(first.model) | {name for name, p in first.model.named_parameters() if p.requires_grad}
+    assert names == changed_names(second.model) | {n for n, p in second.model.named_parameters() if p.requires_grad}
+    state, target = first.model.state_dict(), second.model.state_dict()
+    with torch.no_grad():
+        for name in names:
+            target[name].copy_(state[name])
+    assert all(torch.equal(value, state[name]) for name, value in second.model.state_dict().items())
+    assert torch.equal(hidden(first, batch), hidden(second, batch))
 
 
 def test_tied_tables_stay_one(tiny):

@@ -9,10 +9,11 @@ from sightline.data.collate import collate
 from sightline.data.sources import read_llava_json
 from sightline.data.templates import get_template
 from sightline.errors import SightlineError
-from sightline.models.adapters import merge, plain_state, prepare_stage
+from sightline.models.adapters import changed_names, check_stage, merge, plain_state, prepare_stage
 from sightline.models.assemble import Assembly, assemble
 from sightline.models.parts import part_of
 from sightline.models.precision import base_linears, base_weight, check_nf4, hold_part, is_adapter, is_nf4, nf4_linear
+from sightline.train.engine import Engine
 from sightline.train.loop import take_step
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, set_modes, set_trainable
@@ -41,11 +42,11 @@ def train_two_steps(assembly: Assembly, stage: Stage, pictures) -> list[float]:
     model = assembly.model
     prepare_stage(assembly, stage)
     optimizer = build_optimizer(model, set_trainable(model, stage), stage)
-    losses = []
+    engine, losses = Engine(Objective(model, {}), stage), []
     for step in (1, 2):
         torch.manual_seed(step)
         set_modes(model, stage)
-        losses.append(take_step(Objective(model, {}), [batch], optimizer, stage, step=step).losses["loss"])
+        losses.append(take_step(engine, [batch], optimizer, stage, step=step).losses["loss"])
     model.eval()
     return losses
 
@@ -144,6 +145,35 @@ def test_a_state_dict_with_four_bits_loads_back(tiny, pictures):
     gone = "model.language_model.layers.0.mlp.up_proj.base_layer.weight"
     with pytest.raises(RuntimeError, match=f"Missing key.*{gone}"):
         second.model.load_state_dict({name: value for name, value in state.items() if name != gone})
+
+
+def test_a_trained_model_in_four_bits_is_given_back_in_place(tiny, pictures):
+    """What changed is copied into a fresh model of the same shape, its 4 bits with their scales."""
+    first, second = make(tiny), make(tiny)
+    stages = [stage_of(), stage_of(lora=LORA | {"init": "pissa"}, **NF4)]
+    for stage in stages:
+        train_two_steps(first, stage, pictures)
+        prepare_stage(second, stage)
+    state, target = first.model.state_dict(), second.model.state_dict()
+    names = changed_names(second.model) | {name for name in target if name.startswith("model.multi_modal_projector.")}
+    assert any(name.endswith(".absmax") for name in names)
+    for name in names:
+        target[name].copy_(state[name])
+    plain, same = plain_state(first.model), plain_state(second.model)
+    assert all(torch.equal(value, same[name]) for name, value in plain.items())
+
+
+def test_the_table_of_parts_counts_weights_not_bytes(tiny):
+    assembly = make(tiny)
+    stage = stage_of(trainable=["connector"], **NF4)
+    before = {row.part: row.parameters for row in set_trainable(assembly.model, stage)}
+    prepare_stage(assembly, stage)
+    assert {row.part: row.parameters for row in set_trainable(assembly.model, stage)} == before
+
+
+def test_four_bits_are_not_shared_out(tiny):
+    with pytest.raises(SightlineError, match=r"not shared out by FSDP. Use parallel=ddp"):
+        check_stage(make(tiny).model, stage_of(lora=LORA, **NF4), "cpu", sharded=True)
 
 
 def test_held_in_fp32_again_it_is_a_plain_model(tiny):

@@ -16,7 +16,7 @@ from ..errors import SightlineError, did_you_mean
 from .assemble import Assembly
 from .modeling import SightlineForConditionalGeneration
 from .origin import note_held, note_stage
-from .parts import named_parts
+from .parts import named_parts, part_of
 from .precision import base_linears, base_weight, check_nf4, float_linear, hold_part, is_adapter, is_nf4, require
 
 NAME = "default"
@@ -25,7 +25,7 @@ EXACT_SVD = 1024
 """Up to this width PiSSA takes the exact decomposition; beyond it peft's fast one, which Meng et al. find as good."""
 
 
-def prepare_stage(assembly: Assembly, stage: Stage, device: torch.device | str | None = None) -> None:
+def prepare_stage(assembly: Assembly, stage: Stage, device: torch.device | str | None = None, *, seed: int = 0) -> None:
     """Make a model ready for a stage, in place: adapters, precisions, activation checkpointing.
 
     Before parts are frozen and the optimizer is built. Adapters of the stage before go on if this stage has the same
@@ -35,6 +35,7 @@ def prepare_stage(assembly: Assembly, stage: Stage, device: torch.device | str |
     Args:
         device: where the stage runs; by default where the model is. 4-bit weights are made there, layer by layer, so a
             model on the CPU need not fit it in fp32.
+        seed: what is fresh depends on it alone, so that a run taken up again begins a stage as the first one did.
 
     Raises:
         SightlineError: for what this model, this machine or this installation cannot do.
@@ -53,7 +54,9 @@ def prepare_stage(assembly: Assembly, stage: Stage, device: torch.device | str |
         if lora_of(model) is not None:
             merge(assembly)
         if stage.lora is not None:
-            add_adapters(model, stage.lora)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                add_adapters(model, stage.lora)
     for part in ("vision", "language"):
         held = "fp32" if part in trained_whole else stage.frozen
         held = "bf16" if part == "vision" and held == "nf4" else held
@@ -65,8 +68,13 @@ def prepare_stage(assembly: Assembly, stage: Stage, device: torch.device | str |
     model.model.checkpoint_decoder = stage.activation_checkpointing
 
 
-def check_stage(model: SightlineForConditionalGeneration, stage: Stage, device: torch.device | str) -> None:
+def check_stage(
+    model: SightlineForConditionalGeneration, stage: Stage, device: torch.device | str, *, sharded: bool = False
+) -> None:
     """What `prepare_stage` would fail on, without changing anything.
+
+    Args:
+        sharded: whether the stage's parameters are shared out among processes (FSDP2).
 
     Raises:
         SightlineError: as `prepare_stage`.
@@ -82,12 +90,31 @@ def check_stage(model: SightlineForConditionalGeneration, stage: Stage, device: 
             require("peft", "peft", "lora")
             _check_layers(model, stage.lora, stage.name)
         if stage.frozen == "nf4":
+            if sharded:
+                raise SightlineError(
+                    f"stage '{stage.name}': 4-bit weights are not shared out by FSDP. Use parallel=ddp, which has them "
+                    "whole in each process, or frozen=bf16."
+                )
             check_nf4(device)
     if stage.activation_checkpointing and not language.supports_gradient_checkpointing:
         raise SightlineError(
             f"stage '{stage.name}': {type(language).__name__} does not support activation checkpointing. "
             "Set activation_checkpointing=false."
         )
+
+
+def changed_names(model: SightlineForConditionalGeneration) -> set[str]:
+    """Entries of the state dict that parts and recipe do not give again, beside what a stage trains as it stands.
+
+    Parts that trained whole before, also under a later name or in 4 bits, and what PiSSA took apart.
+    """
+    trained = set((model.config.base or {}).get("trained", ()))
+    pissa = {f"model.language_model.{name}." for name, layer in adapted_layers(model) if hasattr(layer, "start_A")}
+    return {
+        name
+        for name in model.state_dict()
+        if part_of(name) in trained or any(name.startswith(prefix) for prefix in pissa)
+    }
 
 
 def check_stages(stages: Sequence[Stage]) -> None:

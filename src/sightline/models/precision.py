@@ -76,6 +76,12 @@ def base_weight(linear: Any) -> Float[Tensor, "out_features in_features"]:
     return dequantize_4bit(linear.weight.data, state)
 
 
+def num_weights(parameter: nn.Parameter) -> int:
+    """How many weights a parameter stands for: two for each byte in 4 bits."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
+
+
 def float_linear(weight: Float[Tensor, "out_features in_features"], bias: nn.Parameter | None) -> nn.Linear:
     """A plain layer of these weights."""
     with torch.device("meta"):

@@ -13,6 +13,7 @@ from ..errors import SightlineError, did_you_mean
 from ..models.adapters import is_trained
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.parts import named_parts
+from ..models.precision import num_weights
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
     for part, name, parameter in named_parts(model):
         trains = is_trained(part, name, stage) and name not in unused
         parameter.requires_grad_(trains)
-        sizes[part] += parameter.numel()
+        sizes[part] += num_weights(parameter)
         trained[part] += parameter.numel() * trains
     return [
         PartRow(
