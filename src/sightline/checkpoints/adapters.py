@@ -6,7 +6,7 @@
     tokenizer, image processor, chat template        as with any model
 
 PiSSA moves part of the base's weights into its adapters. It is saved as the LoRA of twice the rank that is the
-difference (Meng et al. 2024, appendix C), so that peft needs no more than the base. Loading takes the halves apart and
+difference (as Meng et al. 2024 do), so that peft needs no more than the base. Loading takes the halves apart and
 ends with the very weights that were trained.
 """
 
