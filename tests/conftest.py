@@ -21,7 +21,8 @@ CHECKED = [
     "world",
     "generation",
 ]
-CHECKED += [f"models.{module}" for module in ("towers", "connectors", "modeling", "backbones", "assemble", "parts")]
+MODELS = ("towers", "connectors", "modeling", "backbones", "assemble", "parts", "precision", "origin", "adapters")
+CHECKED += [f"models.{module}" for module in MODELS]
 install_import_hook([f"sightline.{module}" for module in CHECKED], "beartype.beartype")
 
 from pathlib import Path  # noqa: E402

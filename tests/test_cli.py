@@ -15,7 +15,19 @@ from sightline.data.templates import get_template
 from sightline.generation import Assistant
 from sightline.models.assemble import assemble
 
-COMMANDS = ["train", "doctor", "ask", "eval", "report", "demo", "recipes", "world", "world make", "world build"]
+COMMANDS = [
+    "train",
+    "doctor",
+    "ask",
+    "eval",
+    "export",
+    "report",
+    "demo",
+    "recipes",
+    "world",
+    "world make",
+    "world build",
+]
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "scipy", "PIL"}
 
 HELP_OF_EVERYTHING = """

@@ -169,6 +169,8 @@ class Stage(Record):
             raise ValueError("lora adapts the language model; add `language` to trainable, or remove lora")
         if self.frozen == "nf4" and "language" in self.trainable and self.lora is None:
             raise ValueError("frozen=nf4 holds the language model in 4 bits, which cannot train; add lora, or use bf16")
+        if self.frozen != "fp32" and self.precision == "fp32":
+            raise ValueError(f"frozen={self.frozen} computes in bfloat16; set precision=bf16, or frozen=fp32")
         return self
 
 

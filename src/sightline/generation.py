@@ -20,10 +20,13 @@ from .types import Turn
 class Assistant:
     """A model ready to answer, greedily: the same question gives the same answer, alone or in a batch."""
 
-    def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
         """
         Args:
             path: a model folder or a hub id.
+            dtype: of its weights; fp32 is exact, bfloat16 takes half the memory.
 
         Raises:
             SightlineError: if there is no such model, its weights do not fit, or it has no chat template.
@@ -34,12 +37,12 @@ class Assistant:
         self.model: Any
         self.prompts: StockPrompts | OwnPrompts
         if config["model_type"] == "sightline":
-            assembly = load_model(path)
+            assembly = load_model(path, dtype)
             self.model = assembly.model
             template = get_template(config["sightline"]["template"])
             self.prompts = OwnPrompts(assembly.processor(template, max_length=10**9))
         else:
-            self.model, info = found(lambda: load_weights(AutoModelForImageTextToText, path), path)
+            self.model, info = found(lambda: load_weights(AutoModelForImageTextToText, path, dtype), path)
             check_loading(path, info)
             processor = found(lambda: AutoProcessor.from_pretrained(path, backend="pil"), path)
             if processor.chat_template is None:

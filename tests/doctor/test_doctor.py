@@ -144,6 +144,16 @@ def test_overfitting_leaves_the_model_as_it_was(tiny, pictures, monkeypatch):
         assert torch.equal(value, before[name]), name
 
 
+def test_a_stage_with_adapters_is_tried_with_them(tiny, pictures):
+    """Its language model is not trained itself; what adapters cannot be put on is a finding."""
+    pytest.importorskip("peft")
+    lora = {"rank": 4, "alpha": 8.0}
+    report = examined(values(tiny, pictures, lora=lora, precision="bf16", frozen="bf16"), model=True)
+    assert [result.status for result in report.overfit] == ["learned", "learned"]
+    report = examined(values(tiny, pictures, lora=lora | {"targets": ["q_prj"]}), model=True)
+    assert any("did you mean 'q_proj'" in finding.message for group in report.ledger for finding in group.first)
+
+
 def test_a_large_model_is_reported_as_skipped(tiny, pictures, monkeypatch):
     from sightline.doctor import overfit
 

@@ -2,7 +2,8 @@
 
 A model whose methods leave nothing behind at inference is a stock `llava` checkpoint with its processor and chat
 template: transformers loads it without Sightline. What stock LLaVA cannot express is saved as our registered class.
-Every load checks that no weight is missing or unexpected.
+A model with adapters is saved as those, over its base (see `adapters`). Every load checks that no weight is missing or
+unexpected.
 """
 
 import json
@@ -27,11 +28,14 @@ from ..data.templates import Template, to_jinja
 from ..errors import SightlineError
 from ..files import atomic_folder
 from ..methods.compose import Methods
+from ..models.adapters import plain_state
 from ..models.assemble import Assembly
+from ..models.backbones import location
 from ..models.configuration import SightlineConfig, select_of, spec, stock_strategy
 from ..models.connectors import CONNECTORS, LinearConnector
 from ..models.hub import UNREADABLE, found, load_weights, quiet, reason, weight_name
 from ..models.modeling import SightlineForConditionalGeneration
+from .adapters import has_adapters, read_adapters, saves_as_adapters, write_adapters
 
 AutoConfig.register("sightline", SightlineConfig, exist_ok=True)
 AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration, exist_ok=True)
@@ -53,6 +57,9 @@ def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
 def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
     """Save a model with its tokenizer, image processor and chat template into `path`, atomically.
 
+    Adapters are saved as adapters, without their base. Where the language model under them is no base that can be
+    loaded again (it trained itself before), they are folded into it; 4-bit weights are saved as what they stand for.
+
     Returns:
         What kept it from being a stock `llava` checkpoint; empty if it is one.
 
@@ -60,7 +67,8 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
         SightlineError: if it cannot be written.
     """
     model = assembly.model
-    reasons = why_not_stock(model)
+    adapted = saves_as_adapters(model)
+    reasons = ["adapters over its base"] if adapted else why_not_stock(model)
     ends = [*template.tokens[:1], str(assembly.tokenizer.eos_token)]
     ids = list(dict.fromkeys(assembly.tokenizer.convert_tokens_to_ids(ends)))
     if model.generation_config is not None:
@@ -68,10 +76,11 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
     note = {"version": __version__, "connector": model.config.connector, "template": template.name}
     try:
         with quiet(), atomic_folder(path) as folder:
-            if reasons:
+            if adapted:
                 model.config.sightline = note
-                kept = {k: v.contiguous() for k, v in model.state_dict().items() if ".train_only." not in k}
-                model.save_pretrained(folder, state_dict=kept, save_original_format=False)
+                write_adapters(model, folder)
+            elif reasons:
+                _save_own(model, folder, note)
             else:
                 stock = to_stock(model)
                 stock.config.sightline = note
@@ -85,14 +94,26 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
     return reasons
 
 
+def _save_own(model: SightlineForConditionalGeneration, folder: Path, note: dict[str, Any]) -> None:
+    """A whole model as our registered class: without what serves training alone, and with nothing said of a base."""
+    base, model.config.base = model.config.base, None
+    model.config.sightline = note
+    try:
+        kept = {k: v.contiguous() for k, v in plain_state(model).items() if ".train_only." not in k}
+        model.save_pretrained(folder, state_dict=kept, save_original_format=False)
+    finally:
+        model.config.base = base
+
+
 def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """The same model, sharing its weights, as transformers' own class."""
+    """The same model, sharing its weights, as transformers' own class. Adapters are folded in."""
     values = model.config.to_dict()
     for ours in (
         "connector",
         "vision_select",
         "methods",
         "slot_token_ids",
+        "base",
         "model_type",
         "architectures",
         "sightline",
@@ -108,7 +129,7 @@ def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGen
     with torch.device("meta"):
         stock = LlavaForConditionalGeneration(config)
     prefix = "model.multi_modal_projector."
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith((prefix, "model.methods."))}
+    state = {k: v for k, v in plain_state(model).items() if not k.startswith((prefix, "model.methods."))}
     state |= {prefix + k: v for k, v in model.model.multi_modal_projector.stock_state().items()}
     stock.load_state_dict(state, assign=True, strict=True)
     stock.tie_weights()
@@ -157,8 +178,11 @@ def stock_processor(assembly: Assembly, template: Template) -> LlavaProcessor:
     )
 
 
-def load_model(path: str | Path) -> Assembly:
-    """A saved model, stock LLaVA or ours, as an `Assembly` to train, ask or measure. Weights are fp32.
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Assembly:
+    """A saved model, stock LLaVA, ours, or adapters over a base, as an `Assembly` to train, ask or measure.
+
+    Args:
+        dtype: of its weights. Training and exact comparisons want fp32.
 
     Raises:
         SightlineError: if there is no such model, or any weight is missing or unexpected.
@@ -169,9 +193,15 @@ def load_model(path: str | Path) -> Assembly:
     classes = {"sightline": SightlineForConditionalGeneration, "llava": LlavaForConditionalGeneration}
     if kind not in classes:
         raise SightlineError(f"'{path}' is a model of type '{kind}'; Sightline loads {', '.join(classes)}.")
-    model, info = found(lambda: load_weights(classes[kind], path), path)
-    check_loading(path, info)
-    model = from_stock(model) if kind == "llava" else model
+    if has_adapters(path):
+        model = read_adapters(path, load_model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    else:
+        model, info = found(lambda: load_weights(classes[kind], path, dtype), path)
+        check_loading(path, info)
+        model = from_stock(model) if kind == "llava" else model
+        model.config.base = {"model": location(path)}
     tokenizer = found(lambda: AutoTokenizer.from_pretrained(path), path)
     image_processor = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), path)
     return Assembly(model.eval(), tokenizer, image_processor)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from ..config import Stage
+from ..models.adapters import prepare_stage
 from ..models.assemble import Assembly
 from ..models.parts import named_parts
 from ..train.loop import autocast
@@ -74,6 +75,8 @@ def overfit(
 ) -> tuple[Overfit, list[Finding]]:
     """Train on one batch at the stage's own learning rates, and at ten times those where that does nothing."""
     where = f"stage '{stage.name}'"
+    prepare_stage(assembly, stage, device, seed=seed)
+    assembly.to(device)
     objective = Objective(assembly.model, stage.weights)
     trial = _Trial(objective, stage, batch.to(device), seed, tick)
     first, last, steps = trial.run(1.0)

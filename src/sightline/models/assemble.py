@@ -11,7 +11,7 @@ from ..data.processor import Processor
 from ..data.templates import IMAGE, Template
 from ..errors import SightlineError
 from ..methods.compose import Methods, build_methods
-from .backbones import ImageFit, add_tokens, load_language_model, load_tower
+from .backbones import ImageFit, add_tokens, load_language_model, load_tower, location
 from .configuration import SightlineConfig, stock_strategy
 from .connectors import CONNECTORS, ConnectorName
 from .modeling import SightlineForConditionalGeneration
@@ -96,6 +96,7 @@ def assemble(
         tie_word_embeddings=lm.config.tie_word_embeddings,
         connector=connector,
         vision_select=vision_select,
+        base={"vision": location(vision), "language": location(language)},
     )
     with torch.device("meta"):
         model = SightlineForConditionalGeneration(config)

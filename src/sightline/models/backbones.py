@@ -105,6 +105,12 @@ def resolve(name: str) -> str:
     return name
 
 
+def location(name: str) -> str:
+    """A part's or a model's name as it is noted for later: a local folder by its whole path."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
 def _check_complete(name: str, info: dict[str, Any], what: str) -> None:
     """What a part brings beside (a CLIP's text side) is left; what it lacks is an error."""
     for trouble in ("missing_keys", "mismatched_keys"):

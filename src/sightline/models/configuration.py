@@ -21,6 +21,8 @@ class SightlineConfig(LlavaConfig):
     """The methods' records, `{"name": ..., options}`, in order."""
     slot_token_ids: dict[str, int] | None = None
     """The ids of the tokens that mark the methods' slots."""
+    base: dict[str, Any] | None = None
+    """Where the weights come from, for adapters that are saved without them; see `adapters`."""
 
     @property
     def tower(self) -> TowerSpec:

@@ -33,13 +33,13 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_weights(cls: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """A model of an (auto) class in fp32, and transformers' account of what was missing, unexpected or mismatched.
+def load_weights(cls: Any, path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, dict[str, Any]]:
+    """A model of an (auto) class in `dtype`, and transformers' account of what was missing, unexpected or mismatched.
 
     Callers check the account; `ignore_mismatched_sizes` only has mismatches told there instead of raised.
     """
     with quiet():
-        return cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
+        return cls.from_pretrained(path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
 
 
 def found(load: Callable[[], Loaded], name: str) -> Loaded:

@@ -7,11 +7,17 @@ model never changes labels, masks or positions. The processor has laid out every
 visual tokens into them once, and checks the counts.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, LlavaForConditionalGeneration
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
     LlavaModel,
@@ -37,6 +43,8 @@ class SightlineModel(LlavaModel):
         self.multi_modal_projector = CONNECTORS[config.connector](config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.methods = build_methods(config.methods or [], self.sizes)
+        self.checkpoint_decoder = False
+        """Whether decoder layers compute their activations again in the backward pass instead of keeping them."""
         self.post_init()
 
     @property
@@ -99,8 +107,31 @@ class SightlineModel(LlavaModel):
         self, embeds: Float[Tensor, "batch seq d_llm"], attention_mask: Tensor | None, **decoder
     ) -> tuple[Float[Tensor, "batch seq d_llm"], Cache | None]:
         """The language model's last hidden states, and its cache."""
-        out = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **decoder)
+        with checkpointed(self.language_model, self.checkpoint_decoder and torch.is_grad_enabled()):
+            out = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **decoder)
         return out.last_hidden_state, out.past_key_values
+
+
+@contextmanager
+def checkpointed(decoder: nn.Module, enabled: bool) -> Iterator[None]:
+    """Have a decoder's layers keep their inputs alone for the backward pass, inside the block.
+
+    transformers checkpoints layers that are in training mode, and a frozen decoder is not, for its dropout's sake. The
+    mode is therefore lent to the layers themselves, not to what is in them: dropout stays as it is. Without gradients
+    (validation, generation) nothing is kept in any case, and callers leave it disabled.
+    """
+    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not enabled:
+        layers = []
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = layer.gradient_checkpointing = True
+        layer.__dict__["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training, layer.gradient_checkpointing = mode, False
 
 
 class SightlineForConditionalGeneration(LlavaForConditionalGeneration):

@@ -28,6 +28,7 @@ from ..config import Recipe, Stage
 from ..data.dataset import Columns, Mixture
 from ..data.templates import get_template
 from ..errors import SightlineError
+from ..models.adapters import check_stage, check_stages, prepare_stage
 from ..models.assemble import Assembly, assemble, attach_methods
 from .folder import held, note_end, note_start, open_run
 from .processes import Processes, joined
@@ -63,6 +64,7 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         if not processes.agree(lambda: open_run(recipe, resume=resume)):
             return folder
         check_shares(recipe, processes)
+        check_stages(recipe.stages)
         data = Data(recipe, columns, processes)
         assembly = start(recipe, recipe.stages[0], None)
         data.rehearse(assembly)
@@ -87,6 +89,7 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
             if stage.init_from is not None:
                 desk.carried.clear()
             if number < now:  # its training is in the checkpoint; what it made of the model's shape is done again
+                prepare_stage(assembly, stage, seed=recipe.seed)
                 set_trainable(assembly.model, stage)
                 desk.carried.update(name for name, p in assembly.model.named_parameters() if p.requires_grad)
                 continue
@@ -153,12 +156,17 @@ class Data:
         held_out = self.validation[number]
         return rows, lay_out(recipe, stage, stage.validation, held_out, assembly, self.columns, training=False)
 
+    @property
+    def sharded(self) -> bool:
+        return self.processes.several and self.recipe.parallel == "fsdp"
+
     def rehearse(self, assembly: Assembly) -> None:
         """Try every stage that goes on with this model."""
         for number, stage in enumerate(self.recipe.stages):
             if number == 0 or stage.init_from is None:
                 for rows in self.of(number, assembly):
                     if rows is not None:
+                        check_stage(assembly.model, stage, self.processes.device, sharded=self.sharded)
                         rehearse(stage, assembly, rows)
 
 

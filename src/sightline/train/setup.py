@@ -10,8 +10,10 @@ from transformers import AutoModel
 
 from ..config import Stage
 from ..errors import SightlineError, did_you_mean
+from ..models.adapters import is_trained
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.parts import named_parts
+from ..models.precision import num_weights
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
     unused = frozenset(unused_by_tower(model) if "vision" in stage.trainable else ())
     trained = dict.fromkeys(sizes, 0)
     for part, name, parameter in named_parts(model):
-        trains = part in stage.trainable and name not in unused
+        trains = is_trained(part, name, stage) and name not in unused
         parameter.requires_grad_(trains)
-        sizes[part] += parameter.numel()
+        sizes[part] += num_weights(parameter)
         trained[part] += parameter.numel() * trains
     return [
         PartRow(

@@ -11,6 +11,7 @@ from ..checkpoints.resume import Checkpoints, NotWritten, Saved
 from ..config import Recipe
 from ..data.dataset import Mixture
 from ..errors import SightlineError
+from ..models.adapters import changed_names, prepare_stage
 from ..models.assemble import Assembly
 from ..models.modeling import SightlineForConditionalGeneration
 from .engine import Engine, outline, put_together
@@ -51,10 +52,12 @@ def run_stage(
     """
     recipe, processes, stage = desk.recipe, desk.processes, desk.recipe.stages[number]
     model = assembly.model
+    sharded = processes.several and recipe.parallel == "fsdp"
+    prepare_stage(assembly, stage, None if sharded else processes.device, seed=recipe.seed)
     table = set_trainable(model, stage)
     desk.carried.update(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    desk.carried.update(changed_names(model))
     plain = outline(model)
-    sharded = processes.several and recipe.parallel == "fsdp"
     if not sharded:
         assembly.to(processes.device)
     engine = Engine(Objective(model, stage.weights), stage, processes, recipe.parallel)
@@ -123,10 +126,10 @@ def way_on(desk: Desk) -> str:
 
 
 def carried_tensors(model: SightlineForConditionalGeneration, names: set[str]) -> dict[str, Tensor]:
-    """What has trained since the model was built, and the methods' buffers, by name."""
-    parameters = {name: p.detach() for name, p in model.named_parameters() if name in names}
+    """What has trained or been changed since the model was built, and the methods' buffers, by name."""
     buffers = {name: b for name, b in model.named_buffers() if name.startswith("model.methods.")}
-    return {f"model/{name}": tensor for name, tensor in (parameters | buffers).items()}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    return {f"model/{name}": tensor for name, tensor in (state | buffers).items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
