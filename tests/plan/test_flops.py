@@ -98,9 +98,7 @@ def test_adapters(assembled):
     set_trainable(model, make_stage())
     assert stage.lora is not None
     targets = [layer.name.split(".")[-1] for layer in sizes.language.linears]
-    peft.inject_adapter_in_model(
-        peft.LoraConfig(r=stage.lora.rank, target_modules=targets), model.model.language_model
-    )
+    peft.inject_adapter_in_model(peft.LoraConfig(r=stage.lora.rank, target_modules=targets), model.model.language_model)
     batch = make_batch(assembly)
     planned = step_flops(sizes, rows_of(batch), training)
     forward, backward = counted(model, batch)

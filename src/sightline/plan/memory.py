@@ -1,19 +1,19 @@
-"""Memory of a process, in bytes, at the two moments when a step takes most: the loss, and a layer's backward pass.
+"""Memory of a process, in bytes, at the moment of a step that takes most.
 
     weights      what does not train: 4 bytes a number in fp32, 2 in bf16; in nf4 half a byte and 1/16 for the scales
                  (the decoder's linear layers; the rest of the model bf16). What trains: 4 bytes, fp32
     gradients    4 bytes for what trains; as much again under DDP, for its buckets
     optimizer    8 bytes for what trains: AdamW's two moments
-    copies       bf16 copies of fp32 matrices, which autocast makes and the graph keeps; under FSDP the whole weights of
-                 two layers and of what stands outside the layers, with the gradients of one layer and of the latter
-    activations  what autograd saves, see `decoder_layer`; under activation checkpointing each layer's input, and one
-                 layer
-    peak         the logits (bf16, fp32, and their gradient), or the temporaries of a layer's backward pass: the larger
+    activations  what autograd keeps from the forward to the backward pass, see `decoder_layer`; under activation
+                 checkpointing each layer's input alone
+    working      the larger of: the loss (12 bytes for each score in the backward pass), or a layer's backward pass (its
+                 gradients, and its activations where they are computed again); with the bf16 copies of fp32 matrices
+                 that autocast makes. Under FSDP: the whole weights of two layers and of what stands outside the layers
     libraries    the CUDA context and what kernels claim, about a GiB
 
 Attention is torch's fused one: no memory that grows with the square of the length. FSDP divides weights, gradients and
 optimizer by the number of processes; a frozen tower stays whole in each. Not counted: fragmentation, NCCL's buffers,
-what methods keep, and padding (the rows are taken at equal length).
+what methods keep, and padding (the rows are taken at equal length). AdamW is taken to be fused, without temporaries.
 """
 
 from dataclasses import asdict, dataclass
@@ -56,9 +56,8 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    copies: int
     activations: int
-    peak: int
+    working: int
     libraries: int = LIBRARIES
 
     @property
@@ -94,21 +93,26 @@ def decoder_layer(shapes: Shapes, setting: Setting, training: Training) -> int:
         4 x 2d                the input of each norm, in fp32
         a x (4h + 3f)         queries, keys, values (repeated for grouped queries) and what attention gives; the gate,
                               its activation and the other factor (2f where there is no gate)
-        a x f + norms         where the weights train: the last matrix's input, and what each norm gives, again for each
-                              matrix that reads it (autocast makes a copy for each)
-        a x (inputs + rank)   for each adapter: its own copy of what the matrix reads, and what it passes on
+        a x f + norms         where the weights train: the last matrix's input, what each norm gives before its own
+                              weights, and after them; the latter again for each matrix that reads it, where autocast
+                              copies it from fp32
+        a x (inputs + ranks)  where adapters train: what they pass on, and what they read, a copy in each where autocast
+                              or dropout makes one (dropout with its mask, a byte a number on GPUs); else 2d + f
     """
     stack, a = shapes.language, setting.compute
     total = 8 * stack.width + a * (4 * stack.attention + (3 if stack.gated else 2) * stack.hidden) + 4 * stack.heads
     if training.whole_language:
         stream = stream_bytes(setting, training)
         total += a * stack.hidden + 2 * stream * stack.width
-        if stream > a:
-            total += a * stack.width * _readers(stack)
+        total += a * stack.width * (_readers(stack) if stream > a else 2)
     elif training.language and training.lora is not None:
-        dropout = training.lora.dropout > 0
-        for layer in stack.adapted(training.lora):
-            total += (a + dropout) * layer.inputs + a * training.lora.rank
+        adapted = stack.adapted(training.lora)
+        total += a * training.lora.rank * len(adapted)
+        dropout, inputs = training.lora.dropout > 0, sum(layer.inputs for layer in adapted)
+        if a < 4 or dropout:
+            total += (a + dropout) * inputs
+        else:
+            total += a * (2 * stack.width + stack.hidden)
     return total
 
 
@@ -133,7 +137,7 @@ def _readers(stack: Stack) -> int:
 
 
 def activations(shapes: Shapes, batch: Rows, setting: Setting, training: Training) -> int:
-    """Bytes that autograd saves in the forward pass of a micro-batch, its logits apart."""
+    """Bytes that autograd keeps after the forward pass of a micro-batch, its logits apart."""
     a, tokens = setting.compute, batch.rows * batch.sequence
     total = 4 * batch.views * 3 * shapes.image_size**2
     if training.vision:
@@ -145,45 +149,55 @@ def activations(shapes: Shapes, batch: Rows, setting: Setting, training: Trainin
         total += sum(a * batch.views * count * layer.outputs for layer, count in hidden)
     if training.through_decoder:
         stack, layer = shapes.language, tokens * decoder_layer(shapes, setting, training)
-        if training.checkpointing:
-            total += stack.layers * tokens * stack.width * stream_bytes(setting, training) + layer
-        else:
-            total += stack.layers * layer
+        kept = tokens * stack.width * stream_bytes(setting, training)
+        total += stack.layers * (kept if training.checkpointing else layer)
         total += tokens * stack.width * (4 + (stream_bytes(setting, training) if training.whole_language else 0))
     if training.whole_language:
         total += a * batch.supervised * shapes.language.width
     return total
 
 
-def logits(shapes: Shapes, batch: Rows, setting: Setting) -> int:
-    """Scores at the labels with what the loss makes of them: log-softmax and its gradient in fp32, that in bf16."""
-    return batch.supervised * shapes.vocabulary * (8 + (2 if setting.compute == 2 else 0))
+def working(shapes: Shapes, batch: Rows, trained: dict[str, int], setting: Setting, training: Training) -> int:
+    """What comes and goes within a step, at the largest of its moments."""
+    scores = batch.supervised * shapes.vocabulary
+    layer = layer_backward(shapes, batch, setting, training)
+    every, head, one = copies(shapes, trained, setting, training)
+    if not training.checkpointing:
+        return every + max(12 * scores, layer)
+    # Under checkpointing autocast's copies live until the forward pass ends, with the log-softmax, its logits and no
+    # more; in the backward pass only the head's are left, and those of the layer that is computed again.
+    return max(every + 8 * scores, head + 12 * scores, one + layer)
 
 
-def temporaries(shapes: Shapes, batch: Rows, setting: Setting, training: Training) -> int:
-    """Gradients inside one decoder layer's backward pass; or, if larger, all states of the tower in its forward one."""
-    layer = batch.rows * batch.sequence * setting.compute * (2 * shapes.language.hidden + 4 * shapes.language.width)
+def layer_backward(shapes: Shapes, batch: Rows, setting: Setting, training: Training) -> int:
+    """Inside one decoder layer's backward pass; or, if larger, all states of the tower in its forward one."""
+    tokens, stack = batch.rows * batch.sequence, shapes.language
+    layer = tokens * setting.compute * (2 * stack.hidden + 4 * stack.width)
+    if training.checkpointing:
+        layer += tokens * decoder_layer(shapes, setting, training)
     states = (shapes.vision.layers + 1) * batch.views * shapes.tower_tokens * shapes.vision.width
     return max(layer if training.through_decoder else 0, states * setting.compute)
 
 
-def copies(shapes: Shapes, trained: dict[str, int], setting: Setting, training: Training) -> int:
-    """Copies of weights that a step works with, beside the weights themselves."""
-    stack, tower = shapes.language, shapes.vision
+def copies(shapes: Shapes, trained: dict[str, int], setting: Setting, training: Training) -> tuple[int, int, int]:
+    """Weights that a step works with beside those that it holds: all of them, those at the loss, and at a layer."""
+    stack, head = shapes.language, 2 * shapes.language.width * shapes.vocabulary
     if setting.shards > 1:
-        of_tower = shapes.parameters["vision"] if training.vision else 0
-        layers = stack.layers * stack.parameters + (tower.layers * tower.parameters if training.vision else 0)
-        whole = shapes.parameters["language"] + shapes.parameters["connector"] + of_tower
-        outside = whole - layers
-        gradient = 4 * stack.parameters + setting.compute * outside if training.whole_language else 0
-        return setting.compute * (outside + 2 * stack.parameters) + gradient
+        tower = shapes.vision if training.vision else None
+        layers = stack.layers * stack.parameters + (tower.layers * tower.parameters if tower else 0)
+        whole = sum(shapes.parameters.values()) - (0 if tower else shapes.parameters["vision"])
+        total = setting.compute * (whole - layers + 2 * stack.parameters)
+        if training.whole_language:
+            total += 4 * stack.parameters + setting.compute * (whole - layers)
+        return total, total, total
     if setting.precision == "fp32":
-        return 0
-    total = 2 * sum(trained.values())
-    if not training.whole_language and setting.frozen == "fp32" and training.through_decoder:
-        total += 2 * stack.weights * (1 if training.checkpointing else stack.layers)
-        total += 2 * stack.width * shapes.vocabulary
-    return total
+        return 0, 0, 0
+    of_trained = 2 * sum(trained.values())
+    if training.whole_language:
+        return of_trained, head, 2 * stack.parameters
+    if setting.frozen == "fp32" and training.through_decoder:
+        return of_trained + head + 2 * stack.layers * stack.weights, head, 2 * stack.weights
+    return of_trained, 0, 0
 
 
 def step_memory(
@@ -204,7 +218,6 @@ def step_memory(
         weights=round(weights),
         gradients=round(4 * numbers / setting.shards) * (2 if buckets else 1),
         optimizer=round(8 * numbers / setting.shards),
-        copies=copies(shapes, trained, setting, training),
         activations=activations(shapes, batch, setting, training),
-        peak=max(logits(shapes, batch, setting), temporaries(shapes, batch, setting, training)),
+        working=working(shapes, batch, trained, setting, training),
     )

@@ -1,11 +1,17 @@
 """A plan as tables on the terminal, and as the line at the head of a recipe that is made for one GPU."""
 
+import json
+
 from rich.console import Console
 from rich.table import Table
 
+from ..config import Recipe
 from .run import OnGpus, Plan, StagePlan
+from .run import plan as plan_recipe
 
 GIB = 2**30
+WIDTH = 120
+"""Columns of the tables where there is no terminal to ask."""
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -22,9 +28,22 @@ def show(plan: Plan, console: Console) -> None:
         console.print(f"* {note}", highlight=False, markup=False)
 
 
+def print_plan(recipe: Recipe, *, as_json: bool = False, text_tokens: int | None = None) -> None:
+    """Plan a recipe and print it, as tables or as JSON on standard output."""
+    planned = plan_recipe(recipe, text_tokens=text_tokens)
+    if as_json:
+        print(json.dumps(planned.record(), indent=2, ensure_ascii=False))
+    else:
+        console = Console()
+        console.width = max(console.width, WIDTH) if not console.is_terminal else console.width
+        show(planned, console)
+
+
 def head(plan: Plan) -> list[str]:
     """What a plan says of one GPU, as comment lines for the recipe."""
-    lines = ["# Estimate of `sightline train RECIPE --dry-run` for one GPU, with mean rows and with rows of max_length:"]
+    lines = [
+        "# Estimate of `sightline train RECIPE --dry-run` for one GPU, with mean rows and with rows of max_length:"
+    ]
     for stage in plan.stages:
         one = next((on for on in stage.gpus if on.gpus == 1), None)
         if one is not None and one.mean is not None and one.longest is not None:
@@ -75,7 +94,7 @@ def _lines(stage: StagePlan) -> list[str]:
 
 def _gpus(stage: StagePlan) -> Table:
     table = Table(title=f"GiB in each process ({stage.parallel})", title_justify="left")
-    columns = ("GPUs", "passes", "FLOP a step", "weights", "gradients", "AdamW", "copies", "activations", "peak")
+    columns = ("GPUs", "passes", "FLOP a step", "weights", "gradients", "AdamW", "activations", "working")
     for heading in (*columns, "in all", "longest rows"):
         table.add_column(heading, justify="right")
     for on in stage.gpus:
@@ -87,5 +106,5 @@ def _cells(on: OnGpus, stage: StagePlan) -> list[str]:
     if on.mean is None or on.longest is None:
         return [str(on.gpus), "none", f"more processes than accumulate ({stage.accumulate})"]
     m = on.mean
-    memory = (m.weights, m.gradients, m.optimizer, m.copies, m.activations, m.peak, m.total, on.longest.total)
+    memory = (m.weights, m.gradients, m.optimizer, m.activations, m.working, m.total, on.longest.total)
     return [str(on.gpus), str(on.passes), flops(on.flops), *(gib(size) for size in memory)]
