@@ -1,4 +1,4 @@
-"""The model of a dry run has the very parameters of the one that is built with weights; public sizes are the public ones."""
+"""The model of a dry run has the parameters of the one that is built with weights; public sizes are the public ones."""
 
 import pytest
 import torch

@@ -98,7 +98,8 @@ def meta_model(config: SightlineConfig, methods: Sequence[Mapping[str, Any]]) ->
     if have and have != wanted:
         raise SightlineError(f"the model was made with methods {have} and the recipe lists {wanted}. Make them agree.")
     layers = config.vision_feature_layer
-    count = config.vision_config.num_hidden_layers + 1
+    tower: Any = config.vision_config
+    count = tower.num_hidden_layers + 1
     layers = [layers] if isinstance(layers, int) else list(layers)
     if not layers or any(not -count <= layer < count for layer in layers):
         raise SightlineError(

@@ -119,7 +119,7 @@ def connector_forward(shapes: Shapes, views: int) -> int:
 
 
 def connector_backward(shapes: Shapes, views: int, training: Training) -> int:
-    """Its weights, if they train, and the way back to the tower, if that trains; else no further than its first layer."""
+    """Its weights, if they train, and the way to the tower, if that trains; else no further than its first layer."""
     total = 0
     for number, (layer, tokens) in enumerate(zip(shapes.connector, shapes.connector_tokens, strict=True)):
         into = training.into_connector or (training.connector and number > 0)

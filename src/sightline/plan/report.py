@@ -84,11 +84,11 @@ def _lines(stage: StagePlan) -> list[str]:
     return [
         f"{sum(rows.sizes):,} rows ({origin}); {stage.steps:,} steps of {stage.batch_size} x {stage.accumulate} = "
         f"{per_step:,} rows; {stage.samples:,} samples",
-        f"{stage.tokens_per_image:,} tokens for each image; a row: {rows.images:.3g} images, {rows.text:,.0f} text tokens "
-        f"({rows.text_from}), {stage.sequence:,} in all",
-        f"{flops(step.total)} a step, {flops(stage.flops)} in all: vision {flops(vision)}, connector {flops(connector)}, "
-        f"decoder {flops(step.decoder)} forward, {flops(step.decoder_backward + step.recomputed)} backward, "
-        f"head {flops(step.head + step.head_backward)}",
+        f"{stage.tokens_per_image:,} tokens for each image; a row: {rows.images:.3g} images, {rows.text:,.0f} text "
+        f"tokens ({rows.text_from}), {stage.sequence:,} in all",
+        f"{flops(step.total)} a step, {flops(stage.flops)} in all: vision {flops(vision)}, "
+        f"connector {flops(connector)}, decoder {flops(step.decoder)} forward, "
+        f"{flops(step.decoder_backward + step.recomputed)} backward, head {flops(step.head + step.head_backward)}",
     ]
 
 

@@ -101,12 +101,13 @@ def shapes(model: SightlineForConditionalGeneration) -> Shapes:
     tower, sizes, methods = config.tower, inner.sizes, inner.methods
     layers = config.vision_feature_layer
     states = [layers] if isinstance(layers, int) else list(layers)
-    count = config.vision_config.num_hidden_layers
+    tower_config: Any = config.vision_config
+    count = tower_config.num_hidden_layers
     views = len(methods.views(Image.new("RGB", (tower.image_size, tower.image_size))))
     connector, connector_tokens = _connector(inner.multi_modal_projector, sizes)
     return Shapes(
         parameters=parameters,
-        vision=_stack(inner.vision_tower, config.vision_config),
+        vision=_stack(inner.vision_tower, tower_config),
         deepest=max(state % (count + 1) for state in states),
         patch_inputs=3 * tower.patch_size**2,
         image_size=tower.image_size,
