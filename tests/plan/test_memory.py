@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from sightline.config import Stage
 from sightline.plan.flops import Rows
 from sightline.plan.memory import LIBRARIES, NF4, Setting, activations, frozen_bytes, step_memory
-from sightline.plan.run import training_of
+from sightline.plan.run import trained_of, training_of
 from sightline.plan.shapes import shapes
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, set_trainable
@@ -119,18 +119,16 @@ def test_the_estimate_is_the_peak_of_a_real_step(precision, frozen, trainable, c
         checkpoint_decoder(model)
     rows = Rows(4, 256, views=4, supervised=4 * supervised)
     setting, training = Setting(stage.precision, stage.frozen, "ddp"), training_of(stage, model)
-    planned = step_memory(shapes(model), rows, tuple(trainable), training, setting)
+    sizes = shapes(model)
+    planned = step_memory(sizes, rows, trained_of(table, sizes, training), training, setting)
     peak, optimizer = train_two_steps(model, stage, batch, table)
     assert LOWEST < (planned.total - LIBRARIES) / peak.peak < HIGHEST
 
-    # The tower's layers behind the one that is taken get no gradient. They are counted as if they did.
-    idle = sum(p.nbytes for p in model.parameters() if p.requires_grad and p.grad is None)
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     moments = [state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert planned.weights == sum(p.nbytes for p in model.parameters())
-    assert planned.gradients == gradients + idle
-    assert planned.optimizer == sum(moments) + 2 * idle
-    assert bool(idle) == ("vision" in trainable)
+    assert planned.gradients == gradients
+    assert planned.optimizer == sum(moments)
 
 
 @pytest.mark.parametrize("frozen", ["fp32", "bf16"])
@@ -169,7 +167,7 @@ def test_the_estimate_with_adapters(checkpointing, frozen, dropout):
     planned = step_memory(
         sizes,
         Rows(4, 256, views=4, supervised=400),
-        ("connector", "language"),
+        trained_of(table, sizes, training),
         training,
         Setting("bf16", stage.frozen, "ddp"),
     )
@@ -188,9 +186,10 @@ def test_fsdp_shares_out_and_ddp_copies(assembled):
     sizes, rows = shapes(model), Rows(2, 40, 2, 20)
     stage = make_stage(trainable=["connector", "language"])
     training = training_of(stage, model)
+    trained = trained_of(set_trainable(copy.deepcopy(model), stage), sizes, training)
 
     def memory(parallel, processes):
-        return step_memory(sizes, rows, tuple(stage.trainable), training, Setting("fp32", "fp32", parallel, processes))
+        return step_memory(sizes, rows, trained, training, Setting("fp32", "fp32", parallel, processes))
 
     alone, shared, copied = memory("fsdp", 1), memory("fsdp", 4), memory("ddp", 4)
     assert alone == memory("ddp", 1)

@@ -179,4 +179,9 @@ def test_options_of_the_dry_run_alone_are_refused(monkeypatch, capsys, options):
 
 
 def test_numbers_for_people():
-    assert [flops(x) for x in (2e6, 3.25e12, 9.999e14, 2e21)] == ["2 MFLOP", "3.25 TFLOP", "1e+03 TFLOP", "2,000 EFLOP"]
+    assert [flops(x) for x in (2 * 10**6, 325 * 10**10, 9999 * 10**11, 2 * 10**21)] == [
+        "2 MFLOP",
+        "3.25 TFLOP",
+        "1e+03 TFLOP",
+        "2,000 EFLOP",
+    ]

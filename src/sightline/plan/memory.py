@@ -16,10 +16,11 @@ optimizer by the number of processes; a frozen tower stays whole in each. Not co
 what methods keep, and padding (the rows are taken at equal length). AdamW is taken to be fused, without temporaries.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from .flops import Rows, Training, adapter_weights
+from .flops import Rows, Training
 from .shapes import Shapes, Stack
 
 LIBRARIES = 2**30
@@ -63,15 +64,6 @@ class Memory:
     @property
     def total(self) -> int:
         return sum(asdict(self).values())
-
-
-def trained_parameters(shapes: Shapes, trainable: tuple[str, ...], training: Training) -> dict[str, int]:
-    """How many numbers of each part train."""
-    sizes = {part: size if part in trainable else 0 for part, size in shapes.parameters.items()}
-    if training.language and training.lora is not None:
-        stack = shapes.language
-        sizes["language"] = stack.layers * adapter_weights(stack.adapted(training.lora), training.lora)
-    return sizes
 
 
 def frozen_bytes(shapes: Shapes, part: str, held: Held) -> int:
@@ -157,7 +149,7 @@ def activations(shapes: Shapes, batch: Rows, setting: Setting, training: Trainin
     return total
 
 
-def working(shapes: Shapes, batch: Rows, trained: dict[str, int], setting: Setting, training: Training) -> int:
+def working(shapes: Shapes, batch: Rows, trained: Mapping[str, int], setting: Setting, training: Training) -> int:
     """What comes and goes within a step, at the largest of its moments."""
     scores = batch.supervised * shapes.vocabulary
     layer = layer_backward(shapes, batch, setting, training)
@@ -179,7 +171,7 @@ def layer_backward(shapes: Shapes, batch: Rows, setting: Setting, training: Trai
     return max(layer if training.through_decoder else 0, states * setting.compute)
 
 
-def copies(shapes: Shapes, trained: dict[str, int], setting: Setting, training: Training) -> tuple[int, int, int]:
+def copies(shapes: Shapes, trained: Mapping[str, int], setting: Setting, training: Training) -> tuple[int, int, int]:
     """Weights that a step works with beside those that it holds: all of them, those at the loss, and at a layer."""
     stack, head = shapes.language, 2 * shapes.language.width * shapes.vocabulary
     if setting.shards > 1:
@@ -201,23 +193,27 @@ def copies(shapes: Shapes, trained: dict[str, int], setting: Setting, training: 
 
 
 def step_memory(
-    shapes: Shapes, batch: Rows, trainable: tuple[str, ...], training: Training, setting: Setting
+    shapes: Shapes, batch: Rows, trained: Mapping[str, int], training: Training, setting: Setting
 ) -> Memory:
-    """Bytes of one process that trains with micro-batches of `batch`."""
-    trained = trained_parameters(shapes, trainable, training)
+    """Bytes of one process that trains with micro-batches of `batch`.
+
+    Args:
+        trained: how many numbers of each part train; of a language model with adapters, those of the adapters.
+    """
     weights = 0.0
-    for part in shapes.parameters:
-        whole_part = part in trainable and not (part == "language" and training.lora is not None)
-        held = 0 if whole_part else frozen_bytes(shapes, part, setting.frozen)
-        stays = part == "vision" and part not in trainable
+    for part, size in shapes.parameters.items():
+        if part == "language" and training.language and training.lora is not None:
+            held = frozen_bytes(shapes, part, setting.frozen) + 4 * trained[part]
+        else:
+            held = 4 * size if trained[part] else frozen_bytes(shapes, part, setting.frozen)
+        stays = part == "vision" and not training.vision
         weights += held if stays else held / setting.shards
-    numbers = sum(trained.values())
-    weights += 4 * numbers / setting.shards
+    numbers = sum(trained.values()) / setting.shards
     buckets = setting.parallel == "ddp" and setting.processes > 1
     return Memory(
         weights=round(weights),
-        gradients=round(4 * numbers / setting.shards) * (2 if buckets else 1),
-        optimizer=round(8 * numbers / setting.shards),
+        gradients=round(4 * numbers) * (2 if buckets else 1),
+        optimizer=round(8 * numbers),
         activations=activations(shapes, batch, setting, training),
         working=working(shapes, batch, trained, setting, training),
     )

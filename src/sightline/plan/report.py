@@ -52,12 +52,12 @@ def head(plan: Plan) -> list[str]:
     return lines
 
 
-def gib(size: float) -> str:
+def gib(size: int) -> str:
     """Bytes as GiB."""
     return f"{size / GIB:,.1f}"
 
 
-def flops(count: float) -> str:
+def flops(count: int) -> str:
     """Operations with a unit that leaves three digits or so."""
     for unit, size in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
         if count >= size:

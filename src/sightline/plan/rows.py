@@ -11,7 +11,7 @@ from ..config import Data, Stage
 from ..data.dataset import Head
 from ..data.order import Order
 from ..errors import SightlineError
-from ..train.run import read_data
+from ..train.rows import read_data
 
 CAPTION_TOKENS = 20
 CONVERSATION_TOKENS = 320

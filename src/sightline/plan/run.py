@@ -1,7 +1,7 @@
 """A recipe in, its plan out: parts, tokens, steps, operations, and memory by number of GPUs. Nothing is loaded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ from ..errors import SightlineError
 from ..models.modeling import SightlineForConditionalGeneration
 from ..train.loop import num_steps
 from ..train.objective import Objective
-from ..train.setup import set_trainable
+from ..train.setup import PartRow, set_trainable
 from .build import stage_models
-from .flops import Flops, Rows, Training, step_flops
-from .memory import Memory, Setting, step_memory, trained_parameters
+from .flops import Flops, Rows, Training, adapter_weights, step_flops
+from .memory import Memory, Setting, step_memory
 from .rows import StageRows, stage_rows
 from .shapes import Shapes, shapes
 
@@ -130,7 +130,7 @@ def plan_stage(
     text_tokens: int | None,
 ) -> StagePlan:
     """The plan of one stage."""
-    set_trainable(model, stage)
+    table = set_trainable(model, stage)
     Objective(model, stage.weights)
     sizes, training, rows = shapes(model), training_of(stage, model), stage_rows(stage, text_tokens=text_tokens)
     if sizes.tokens + sizes.slots >= recipe.max_length:
@@ -151,7 +151,7 @@ def plan_stage(
 
     step = step_flops(sizes, batch(per_step, sequence), training)
     each = step_flops(sizes, batch(stage.batch_size, sequence), training)
-    trainable = tuple(stage.trainable)
+    trained = trained_of(table, sizes, training)
 
     def on(count: int) -> OnGpus:
         if count > stage.accumulate:
@@ -159,7 +159,7 @@ def plan_stage(
         setting = Setting(stage.precision, stage.frozen, recipe.parallel, count)
         passes = math.ceil(stage.accumulate / count)
         mean, longest = (
-            step_memory(sizes, batch(stage.batch_size, length), trainable, training, setting)
+            step_memory(sizes, batch(stage.batch_size, length), trained, training, setting)
             for length in (sequence, recipe.max_length)
         )
         return OnGpus(count, passes, passes * each.total, mean, longest)
@@ -167,7 +167,7 @@ def plan_stage(
     return StagePlan(
         name=stage.name,
         parallel=recipe.parallel,
-        parts=parts_of(stage, sizes, training),
+        parts=parts_of(stage, sizes, trained),
         tokens_per_image=sizes.tokens,
         rows=rows,
         sequence=sequence,
@@ -201,9 +201,17 @@ def training_of(stage: Stage, model: SightlineForConditionalGeneration) -> Train
     )
 
 
-def parts_of(stage: Stage, sizes: Shapes, training: Training) -> tuple[Part, ...]:
+def trained_of(table: Sequence[PartRow], sizes: Shapes, training: Training) -> dict[str, int]:
+    """How many numbers of each part train; of a language model with adapters, the adapters'."""
+    trained = {row.part: row.trained for row in table}
+    if training.language and training.lora is not None:
+        stack = sizes.language
+        trained["language"] = stack.layers * adapter_weights(stack.adapted(training.lora), training.lora)
+    return trained
+
+
+def parts_of(stage: Stage, sizes: Shapes, trained: Mapping[str, int]) -> tuple[Part, ...]:
     """The table of parts: what trains of each, and how the rest is held."""
-    trained = trained_parameters(sizes, tuple(stage.trainable), training)
     parts = []
     for name, count in sizes.parameters.items():
         held = stage.frozen if name in ("vision", "language") else "fp32"
