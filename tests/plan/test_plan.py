@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from sightline.plan import plan, show
 from sightline.plan.report import GIB, flops, head
 from sightline.plan.rows import CAPTION_TOKENS, CONVERSATION_TOKENS
 
+ROOT = Path(__file__).parents[2]
 LLAVA = [name for name in shipped_recipes() if name.startswith("llava-1.5")]
 FITS = {"llava-1.5-7b-qlora-24gb": 24, "llava-1.5-7b-lora-80gb": 80}
 
@@ -166,6 +168,8 @@ def test_the_dry_run_on_the_command_line(monkeypatch, capsys, tmp_path):
     table = run("llava-1.5-7b", "stages.1.accumulate=4", "--dry-run")
     assert "558,128 rows (by the recipe); 2,181 steps of 16 x 16 = 256 rows" in table
     assert "6,738,415,616" in table
+    page = (ROOT / "docs" / "dry-run.md").read_text(encoding="utf-8")
+    assert run("llava-1.5-7b", "--dry-run") in page, "docs/dry-run.md shows another output than today's"
     assert list(tmp_path.iterdir()) == []
 
 

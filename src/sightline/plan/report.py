@@ -11,7 +11,7 @@ from .run import plan as plan_recipe
 
 GIB = 2**30
 WIDTH = 120
-"""Columns of the tables where there is no terminal to ask."""
+"""Columns of the tables where there is no terminal to fit."""
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -34,9 +34,7 @@ def print_plan(recipe: Recipe, *, as_json: bool = False, text_tokens: int | None
     if as_json:
         print(json.dumps(planned.record(), indent=2, ensure_ascii=False))
     else:
-        console = Console()
-        console.width = max(console.width, WIDTH) if not console.is_terminal else console.width
-        show(planned, console)
+        show(planned, Console() if Console().is_terminal else Console(width=WIDTH))
 
 
 def head(plan: Plan) -> list[str]:
