@@ -14,6 +14,7 @@ CHECKED = [
     "data",
     "methods",
     "objectives",
+    "plan",
     "train",
     "checkpoints",
     "evaluation",

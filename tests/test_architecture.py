@@ -13,7 +13,7 @@ PACKAGES = {path.name for path in ROOT.iterdir() if path.is_dir()} | {path.stem 
 LONGEST = 400
 
 CORE = ("data", "models", "objectives", "methods")
-DOWNSTREAM = ("train", "evaluation", "report", "world", "checkpoints", "generation", "cli", "demo")
+DOWNSTREAM = ("train", "plan", "evaluation", "report", "world", "checkpoints", "generation", "cli", "demo")
 WORLD_PARTS = ("models/backbones.py", "world", "backbone_path")
 """The one thread from the core to the small world: where the parts called `world:clip` and `world:lm` are."""
 
@@ -100,6 +100,13 @@ def test_what_each_part_may_import(package, may):
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_no_module_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+def test_only_the_command_line_and_the_doctor_know_the_dry_run():
+    """Training never imports what plans it."""
+    for path in MODULES:
+        if part(path) not in ("plan", "cli", "doctor"):
+            assert not {place for place, _ in imports(path) if place.split(".")[0] == "plan"}, name(path)
 
 
 def test_nothing_heavy_at_the_top():

@@ -54,6 +54,13 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Refuse operations that give other bits on each call.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print parts, steps, FLOPs and memory by number of GPUs; load nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The dry run as JSON on standard output.")] = False,
+    text_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Text tokens of a row for the dry run; else counted or assumed.")
+    ] = None,
 ) -> None:
     """Run every stage of a recipe and save the model.
 
@@ -71,6 +78,14 @@ def train(
     from .config import load_recipe
 
     resolved = load_recipe(recipe, [*(overrides or []), *(["deterministic=true"] if deterministic else [])])
+    if dry_run:
+        from .plan.report import print_plan
+
+        print_plan(resolved, as_json=as_json, text_tokens=text_tokens)
+        raise typer.Exit
+    for option, given in (("--json", as_json), ("--text-tokens", text_tokens is not None)):
+        if given:
+            raise SightlineError(f"{option} goes with --dry-run. Add it, or leave {option} out.")
     from .train import train as run
     from .train.folder import how_to_go_on
 

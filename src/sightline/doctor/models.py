@@ -1,13 +1,12 @@
 """The model of each stage: its shapes without its weights, the table of its parts, and what the recipe asks of them."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-from ..checkpoints.model import model_folder, read_config
+from ..checkpoints.model import model_folder
 from ..config import Model, Recipe, Stage
 from ..data.processor import Processor, output_size
 from ..data.templates import get_template
@@ -15,10 +14,11 @@ from ..errors import SightlineError
 from ..models.assemble import IMAGE as IMAGE_TOKEN
 from ..models.assemble import Assembly, attach_methods
 from ..models.backbones import resolve
-from ..models.configuration import SightlineConfig, select_of, stock_strategy
+from ..models.configuration import SightlineConfig
 from ..models.hub import found
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.towers import tower_spec
+from ..plan.build import fresh_config, saved_config
 from ..train.objective import Objective
 from ..train.setup import PartRow, set_trainable
 from .findings import Finding
@@ -72,16 +72,7 @@ def _assembled(parts: Model) -> Assembly:
             f"'{parts.vision}': its image processor gives {output_size(image_processor)} pixels and its tower takes "
             f"{spec.image_size}x{spec.image_size}. Use model.image_fit=pad, or mend preprocessor_config.json."
         )
-    config = SightlineConfig(
-        vision_config=tower,
-        text_config=llm,
-        vision_feature_layer=parts.vision_layer,
-        vision_feature_select_strategy=stock_strategy(spec, parts.vision_select) or "full",
-        image_seq_length=spec.num_patches(parts.vision_select),
-        tie_word_embeddings=llm.tie_word_embeddings,
-        connector=parts.connector,
-        vision_select=parts.vision_select,
-    )
+    config = fresh_config(parts, tower, llm)
     return _empty(config, tokenizer, image_processor)
 
 
@@ -94,19 +85,8 @@ def _check_layers(given: int | list[int], count: int) -> None:
 
 
 def _saved(path: str) -> Assembly:
-    folder = model_folder(path)
-    kind = read_config(folder)["model_type"]
-    config: Any = found(lambda: AutoConfig.from_pretrained(folder), path)
-    methods: Sequence[Any] = []
-    if kind != "sightline":
-        values = config.to_dict()
-        note = values.pop("sightline", None) or {}
-        values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
-        values |= {"vision_config": config.vision_config, "text_config": config.text_config}
-        connector = note.get("connector", "mlp")
-        config = SightlineConfig(**values, connector=connector, vision_select=select_of(config), methods=[])
-    else:
-        methods, config.methods = config.methods or [], []
+    folder, config = model_folder(path), saved_config(path)
+    methods, config.methods = config.methods or [], []
     tokenizer = found(lambda: AutoTokenizer.from_pretrained(folder), path)
     assembly = _empty(config, tokenizer, found(lambda: AutoImageProcessor.from_pretrained(folder, backend="pil"), path))
     with torch.device("meta"):
