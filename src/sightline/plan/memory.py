@@ -2,7 +2,7 @@
 
     weights      what does not train: 4 bytes a number in fp32, 2 in bf16; in nf4 half a byte and 1/16 for the scales
                  (the decoder's linear layers; the rest of the model bf16). What trains: 4 bytes, fp32
-    gradients    4 bytes for what trains; as much again under DDP, for its buckets
+    gradients    4 bytes for what trains
     optimizer    8 bytes for what trains: AdamW's two moments
     activations  what autograd keeps from the forward to the backward pass, see `decoder_layer`; under activation
                  checkpointing each layer's input alone
@@ -209,10 +209,9 @@ def step_memory(
         stays = part == "vision" and not training.vision
         weights += held if stays else held / setting.shards
     numbers = sum(trained.values()) / setting.shards
-    buckets = setting.parallel == "ddp" and setting.processes > 1
     return Memory(
         weights=round(weights),
-        gradients=round(4 * numbers) * (2 if buckets else 1),
+        gradients=round(4 * numbers),
         optimizer=round(8 * numbers),
         activations=activations(shapes, batch, setting, training),
         working=working(shapes, batch, trained, setting, training),

@@ -42,7 +42,9 @@ class Engine:
         elif processes.several:
             # The trunk uses all that trains on any rows; a method may leave parts out, and finding those never hangs.
             methods = bool(objective.model.model.methods.all)
-            self._module = DistributedDataParallel(objective, find_unused_parameters=methods)
+            self._module = DistributedDataParallel(
+                objective, find_unused_parameters=methods, gradient_as_bucket_view=True
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sums of a batch, in training: gradients are exchanged in its backward pass."""

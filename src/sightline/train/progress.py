@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..config import Stage
 from .setup import PartRow
+from .trackers import Tracker
 
 if TYPE_CHECKING:
     from ..data.dataset import Dropped
@@ -43,6 +44,8 @@ class Reporter:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = self._metrics.open("a", encoding="utf-8") if main else None
         self._dropped: Counter[tuple[str, str]] = Counter()
+        self.trackers: Sequence[Tracker] = ()
+        """Where steps and validations go beside the terminal and the files; closed with the reporter."""
         self._bar: Progress | None = None
         self._task: Any = None
         self._stage = ""
@@ -56,6 +59,8 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._end_bar()
+        for tracker in self.trackers:
+            tracker.close()
         if self._file is not None:
             self._file.close()
 
@@ -112,22 +117,19 @@ class Reporter:
         """One optimizer step."""
         rate = result.samples / max(seconds, 1e-9)
         self._rate = rate if not self._rate else SMOOTHING * self._rate + (1 - SMOOTHING) * rate
-        self._write(
-            {
-                "stage": self._stage,
-                "step": step,
-                "epoch": round(epoch, 6),
-                **result.losses,
-                "grad_norm": result.grad_norm,
-                **({"skipped": True} if result.skipped else {}),
-                **rates,
-                "samples": result.samples,
-                "tokens": result.tokens,
-                "samples_per_s": round(rate, 3),
-                "tokens_per_s": round(result.tokens / max(seconds, 1e-9), 3),
-                "time": round(time.time(), 3),
-            }
-        )
+        values = {
+            "epoch": round(epoch, 6),
+            **result.losses,
+            "grad_norm": result.grad_norm,
+            **({"skipped": True} if result.skipped else {}),
+            **rates,
+            "samples": result.samples,
+            "tokens": result.tokens,
+            "samples_per_s": round(rate, 3),
+            "tokens_per_s": round(result.tokens / max(seconds, 1e-9), 3),
+        }
+        self._write({"stage": self._stage, "step": step, **values, "time": round(time.time(), 3)})
+        self._track(step, values)
         parts = {name.removeprefix("loss/"): value for name, value in result.losses.items() if name != "loss"}
         note = f"loss {result.losses['loss']:.3f}"
         note += "".join(f"  {name} {value:.3f}" for name, value in parts.items()) if len(parts) > 1 else ""
@@ -161,15 +163,9 @@ class Reporter:
 
     def validation(self, step: int, losses: dict[str, float]) -> None:
         """A validation's losses."""
-        self._write(
-            {
-                "stage": self._stage,
-                "step": step,
-                "split": "validation",
-                **losses,
-                "time": round(time.time(), 3),
-            }
-        )
+        where = {"stage": self._stage, "step": step, "split": "validation"}
+        self._write({**where, **losses, "time": round(time.time(), 3)})
+        self._track(step, {f"validation/{name}": value for name, value in losses.items()})
         self.say(f"{self._stage} {step}/{self._total}  validation loss {losses['loss']:.4f}")
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -178,6 +174,10 @@ class Reporter:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
+
+    def _track(self, step: int, values: Mapping[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(self._stage, step, values)
 
     def _end_bar(self) -> None:
         if self._bar is not None:

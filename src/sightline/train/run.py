@@ -37,6 +37,7 @@ from .rows import Sources, lay_out, read_data, rehearse
 from .setup import set_trainable
 from .signals import listening
 from .stage import Desk, run_stage
+from .trackers import check_trackers, open_trackers
 
 
 def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False, resume: bool = False) -> Path:
@@ -64,6 +65,7 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         if not processes.agree(lambda: open_run(recipe, resume=resume)):
             return folder
         check_shares(recipe, processes)
+        check_trackers(recipe.trackers)
         check_stages(recipe.stages)
         data = Data(recipe, columns, processes)
         assembly = start(recipe, recipe.stages[0], None)
@@ -79,6 +81,11 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         reporter.rewind(saved.state["marks"] if saved is not None else {})
         if processes.main:
             checkpoints.sweep()
+            at = (recipe.stages[saved.state["stage"]].name, saved.state["step"]) if saved is not None else None
+            at = at or ((recipe.stages[0].name, 0) if resume else None)
+            reporter.trackers = open_trackers(
+                recipe.trackers, folder, recipe.name, recipe.model_dump(mode="json"), resume=at
+            )
         processes.wait()
 
         desk = Desk(recipe, processes, reporter, checkpoints, stop, carried=set())
