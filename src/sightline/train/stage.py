@@ -128,8 +128,9 @@ def way_on(desk: Desk) -> str:
 def carried_tensors(model: SightlineForConditionalGeneration, names: set[str]) -> dict[str, Tensor]:
     """What has trained or been changed since the model was built, and the methods' buffers, by name."""
     buffers = {name: b for name, b in model.named_buffers() if name.startswith("model.methods.")}
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
-    return {f"model/{name}": tensor for name, tensor in (state | buffers).items()}
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in names}
+    once = {id(tensor): name for name, tensor in reversed(state.items())}  # tied tables have two names
+    return {f"model/{name}": state.get(name, buffers.get(name)).detach() for name in [*once.values(), *buffers]}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
