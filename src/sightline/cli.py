@@ -317,7 +317,7 @@ def main() -> None:
     try:
         app()
     except SightlineError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {error}" if error.exit_code == 2 else str(error), err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)

@@ -15,6 +15,7 @@ from sightline.data.order import Order
 from sightline.data.sources import read_llava_json
 from sightline.data.templates import get_template
 from sightline.errors import SightlineError
+from sightline.methods.base import LossSpec, Needs
 from sightline.models.assemble import Assembly, assemble
 from sightline.models.parts import part_of
 from sightline.train import train
@@ -22,7 +23,7 @@ from sightline.train.engine import Engine
 from sightline.train.loop import num_steps, take_step, validate
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, schedule, set_modes, set_trainable
-from toy import Toy
+from toy import Toy, Watcher
 
 
 def recipe(tiny: dict[str, Path], pictures: Path, out: Path, **changes) -> Recipe:
@@ -196,6 +197,26 @@ def test_rates_follow_part_and_schedule(tiny: dict[str, Path], pictures: Path) -
     assert schedule(one_stage(schedule="cosine"), 8)(4) == pytest.approx(0.5)
     assert [schedule(one_stage(schedule="linear"), 4)(i) for i in range(4)] == [1, 0.75, 0.5, 0.25]
     assert [schedule(one_stage(warmup=0.5), 4)(i) for i in range(4)] == [0.5, 1, 1, 1]
+
+
+class OfRank(Watcher):
+    """A loss over all rows that a process has in a step."""
+
+    name = "ofrank"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(losses=(LossSpec("watcher/answers", scope="rank"),))
+
+
+def test_a_loss_over_a_process_wants_its_rows_at_once(tiny: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+    made = recipe(tiny, pictures, tmp_path / "run", methods=[{"name": "test_train:OfRank"}])
+    with pytest.raises(
+        SightlineError, match=r"stage 'tune': loss 'watcher/answers' is over all rows.* 2 forward passes"
+    ):
+        train(made, quiet=True)
+    stages = [made.stages[0], made.stages[1].model_copy(update={"accumulate": 1})]
+    train(made.model_copy(update={"stages": stages}), quiet=True)
 
 
 def test_steps_override_epochs() -> None:

@@ -67,6 +67,22 @@ class Objective(nn.Module):
         self.additive = {name: spec for name, spec in specs.items() if spec.scope == "additive"}
         self.method_losses = frozenset(term.name for term in self.terms) & frozenset(specs)
 
+    def check_passes(self, passes: int, stage: str) -> None:
+        """That losses over all rows that a process has in a step get them in one forward pass.
+
+        Args:
+            passes: forward passes of a process in a step.
+
+        Raises:
+            SightlineError: if there are more, naming the loss.
+        """
+        if passes > 1 and (coupled := self.of_rank & {term.name for term in self.terms}):
+            raise SightlineError(
+                f"stage '{stage}': loss '{min(coupled)}' is over all rows that a process has in a step, and "
+                f"accumulate gives it {passes} forward passes to see them in. Use a larger batch_size and a smaller "
+                "accumulate."
+            )
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Over how many tokens or parts each additive loss of this batch is a sum; 1 for each coupled loss.
 

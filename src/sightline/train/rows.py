@@ -60,14 +60,14 @@ def lay_out(
     return Mixture(parts, [part.weight for part in data])
 
 
-def rehearse(stage: Stage, assembly: Assembly, rows: Mixture) -> None:
+def rehearse(stage: Stage, assembly: Assembly, rows: Mixture, *, world: int = 1) -> None:
     """Find what would stop a stage hours from now: its parts, its weights, the first row of each source.
 
     Raises:
         SightlineError: for what it finds.
     """
     set_trainable(assembly.model, stage)
-    Objective(assembly.model, stage.weights)
+    Objective(assembly.model, stage.weights).check_passes(-(-stage.accumulate // world), stage.name)
     for part in rows.parts:
         for outcome in part.fetch((0, 0)):
             if isinstance(outcome, SightlineError):

@@ -174,7 +174,7 @@ class Data:
                 for rows in self.of(number, assembly):
                     if rows is not None:
                         check_stage(assembly.model, stage, self.processes.device, sharded=self.sharded)
-                        rehearse(stage, assembly, rows)
+                        rehearse(stage, assembly, rows, world=self.processes.world)
 
 
 def check_shares(recipe: Recipe, processes: Processes) -> None:
