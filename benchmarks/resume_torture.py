@@ -99,7 +99,8 @@ def torture(folder: Path, kills: int, per_trial: int, rng: random.Random) -> lis
 
 
 def recipe(folder: Path, out: Path, workers: int) -> Recipe:
-    """Two short stages that use what a resume could get wrong: dropout, validation, dropped rows, accumulation."""
+    """Three short stages that use what a resume could get wrong: adapters with dropout, validation, dropped rows,
+    accumulation."""
     world = folder / "world"
     shared = {"batch_size": 4, "save_every": 2, "validate_every": 3, "workers": workers, "bad_images": "skip"}
     pretrain = shared | {
@@ -117,8 +118,10 @@ def recipe(folder: Path, out: Path, workers: int) -> Recipe:
         "accumulate": 2,
         "steps": 6,
     }
+    adapt = tune | {"name": "adapt", "lora": {"rank": 4, "dropout": 0.2}, "accumulate": 1, "packing": True}
     model = {"vision": "world:clip", "language": "world:lm"}
-    return check({"name": "torture", "out": str(out), "device": "cpu", "model": model, "stages": [pretrain, tune]})
+    stages = [pretrain, tune, adapt]
+    return check({"name": "torture", "out": str(out), "device": "cpu", "model": model, "stages": stages})
 
 
 def spoil(world: Path) -> None:
