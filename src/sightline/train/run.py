@@ -127,6 +127,8 @@ def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
             parts.vision,
             parts.language,
             connector=parts.connector,
+            shuffle_factor=parts.shuffle_factor,
+            pooled_grid=parts.pooled_grid,
             vision_layer=parts.vision_layer,
             vision_select=parts.vision_select,
             image_fit=parts.image_fit,
