@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.features import Features
 from ..data.processor import Processor
 from ..data.templates import IMAGE, Template
 from ..errors import SightlineError
@@ -31,7 +32,14 @@ class Assembly:
         nn.Module.to(self.model, device)
         return self
 
-    def processor(self, template: Template, *, max_length: int = 2048, blank_images: bool = False) -> Processor:
+    def processor(
+        self,
+        template: Template,
+        *,
+        max_length: int = 2048,
+        blank_images: bool = False,
+        features: Features | None = None,
+    ) -> Processor:
         """The processor that lays out rows for this model."""
         inner = self.model.model
         return Processor(
@@ -42,6 +50,7 @@ class Assembly:
             methods=inner.methods,
             max_length=max_length,
             blank_images=blank_images,
+            features=features,
         )
 
 

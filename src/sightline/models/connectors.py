@@ -164,7 +164,7 @@ def resolve_options(
     *,
     shuffle_factor: int | None = None,
     pooled_grid: int | None = None,
-) -> dict[str, int | None]:
+) -> dict[str, Any]:
     """The options of a connector with its defaults, checked against the tower's grid.
 
     Raises:

@@ -59,9 +59,10 @@ class SightlineModel(LlavaModel):
         )
 
     def trace(self, batch: Batch, *, past_key_values: Cache | None = None, **decoder) -> tuple[Trace, Cache | None]:
-        """The forward pass from pixels to hidden states, with everything it saw on its way."""
+        """The forward pass from pixels to hidden states, with everything it saw on its way. Where the batch brings what
+        the tower gives, the tower is not run."""
         edit = self.methods.edit
-        patches = edit("patches", self.encode(batch.pixel_values), batch)
+        patches = edit("patches", batch.patches if len(batch.patches) else self.encode(batch.pixel_values), batch)
         visual = edit("visual", self.connect(patches), batch)
         embeds = edit("embeds", self.splice(batch, visual), batch)
         hidden, cache = self.decode(embeds, batch.attention_mask, past_key_values=past_key_values, **decoder)
