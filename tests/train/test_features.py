@@ -27,6 +27,7 @@ from sightline.models.modeling import SightlineModel
 from sightline.train import annotate as annotation
 from sightline.train import train
 from sightline.train.annotate import annotate_features
+from sightline.train.features import depends_on, differences
 from sightline.train.run import start
 
 CPU = torch.device("cpu")
@@ -201,7 +202,7 @@ def test_what_features_depend_on_is_their_folder(
         assert folder not in folders, name
         folders.add(folder)
         ours, theirs = (json.loads((f / "provenance.json").read_text())["depends_on"] for f in (folder, first[0]))
-        assert name in annotation_differences(ours, theirs), name
+        assert name in differences(ours, theirs), name
     same = recipe(tiny, data, model={**model, "connector": "linear"}, seed=5, stage={"lr": 1.0, "frozen": "fp32"})
     assert "nothing to do" in annotate(same)[1]
     for folder in folders - set(first):
@@ -210,10 +211,20 @@ def test_what_features_depend_on_is_their_folder(
     assert "has features, but with another preprocess" in said and "the tower is run" in said
 
 
-def annotation_differences(ours: dict, theirs: dict) -> str:
-    from sightline.train.features import differences
-
-    return differences(ours, theirs)
+def test_weights_are_those_that_the_stage_holds(tiny: dict[str, Path], data: Path) -> None:
+    """A stage that holds the tower in bfloat16 leaves it rounded for those after it, also back in fp32; a model that is
+    loaded is not. Whether the rounding was done already changes nothing."""
+    first = recipe(tiny, data).stages[0].model_dump()
+    stages = [first, {**first, "name": "b", "frozen": "bf16"}, {**first, "name": "c"}]
+    stages.append({**first, "name": "d", "init_from": "x"})
+    made = recipe(tiny, data, stages=stages)
+    assembly = start(made, made.stages[0], None)
+    weights = [depends_on(assembly, made, number, CPU)["tower"]["weights"] for number in range(4)]
+    assert weights[0] == weights[3] and len(set(weights)) == 3
+    assembly.model.model.vision_tower.bfloat16()
+    assert [depends_on(assembly, made, number, CPU)["tower"]["weights"] for number in (1, 2)] == weights[1:3]
+    folders, _ = annotate(recipe(tiny, data, stages=[{**stage, "precision": "bf16"} for stage in stages[:3]]))
+    assert len(folders) == 3
 
 
 @pytest.mark.parametrize("harm", ["flip", "tear"])
@@ -441,7 +452,7 @@ def test_stages_without_features_say_why(tiny: dict[str, Path], data: Path, caps
         annotate(recipe(tiny, data, stages=stages[1:2]))
     with pytest.raises(SightlineError, match="no stage of this recipe can read features"):
         annotate(recipe(tiny, data, blank_images=True))
-    assert "features" not in run(recipe(tiny, data, "blank", blank_images=True), capsys)[2], "the blind twin is live"
+    assert "the tower" not in run(recipe(tiny, data, "blank", blank_images=True), capsys)[2], "the blind twin is live"
 
 
 def test_a_method_that_reads_pixels_gets_them(

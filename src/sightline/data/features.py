@@ -1,7 +1,7 @@
 """Features of a frozen vision tower, read by the bytes of the image instead of computed.
 
 The key of an image is the hash of its bytes as the source has them: of the file, or of what is embedded in Parquet or a
-tar. They are read and hashed each time an image is asked for, which costs a hundredth of decoding it and makes a stale
+tar. They are read and hashed each time an image is asked for, which costs a small part of decoding it and makes a stale
 feature impossible: an image that changed has another key.
 """
 

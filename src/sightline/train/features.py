@@ -75,7 +75,7 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
     for name, parameter in sorted(tower.named_parameters()):
         value = as_held(recipe, number, parameter).cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     config = {k: v for k, v in tower.config.to_dict().items() if k not in NOT_THE_TOWER and not k.startswith("_")}
     pixels = assembly.image_processor.to_dict()
     views = []
