@@ -17,6 +17,7 @@ from sightline.models.assemble import assemble
 
 COMMANDS = [
     "train",
+    "annotate",
     "doctor",
     "ask",
     "eval",

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from .registration import register_models
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -21,3 +23,6 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'sightline' has no attribute '{name}'")
     return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+register_models()

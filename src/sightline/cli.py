@@ -100,6 +100,40 @@ def train(
 
 
 @app.command()
+def annotate(
+    recipe: Annotated[str, typer.Argument(help="A recipe file (YAML), or a shipped recipe's name.", metavar="RECIPE")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, as key=value.", metavar="[KEY=VALUE]...")
+    ] = None,
+    features: Annotated[bool, typer.Option("--features", help="What the frozen vision tower gives.")] = False,
+) -> None:
+    """Compute once what does not change while a recipe trains; `train` uses it by itself when it is there.
+
+    With `--features`: what the frozen vision tower gives for every image of every stage that does not train it.
+    Training then decodes no image and does not run the tower; what it computes is the same.
+
+        sightline annotate recipe.yaml --features
+
+    Files go to the recipe's `annotations` folder. The disk that they take is printed first, and refused if it is not
+    there. Stopped at any moment, the same command goes on where it was; other images are added to those that are there.
+    Several GPUs share the work: `torchrun --nproc-per-node 8 -m sightline annotate RECIPE --features`
+    """
+    if not features:
+        raise SightlineError("say what to compute. For what the frozen vision tower gives, add --features")
+    from .config import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    from .train.annotate import annotate_features
+
+    try:
+        folders = annotate_features(resolved)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    for folder in folders:
+        typer.echo(str(folder))
+
+
+@app.command()
 def doctor(
     recipe: Annotated[str, typer.Argument(help="A recipe file (YAML), or a shipped recipe's name.", metavar="RECIPE")],
     overrides: Annotated[

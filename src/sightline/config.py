@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import SightlineError, did_you_mean
+from .overrides import NOT_YAML, apply_override
 
 PartName = str
 
@@ -23,8 +24,6 @@ def _a_number(value: Any) -> Any:
 
 
 Positive = Annotated[int, Field(gt=0)]
-NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
-"""What PyYAML raises: its own error, and for values that do not fit their tag (`!!int ''`) whatever comes."""
 Rate = Annotated[float, BeforeValidator(_a_number), Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -76,14 +75,31 @@ class Model(Record):
     """A CLIP, SigLIP or DINOv2: hub id, local folder, or `world:clip`."""
     language: str
     """A causal language model: hub id, local folder, or `world:lm`."""
-    connector: Literal["linear", "mlp"] = "mlp"
-    """`mlp` is LLaVA-1.5's mlp2x_gelu."""
+    connector: Literal["linear", "mlp", "pixel_shuffle", "pool"] = "mlp"
+    """`mlp` is LLaVA-1.5's mlp2x_gelu; `pixel_shuffle` and `pool` give fewer tokens, and are saved as Sightline's own
+    class."""
+    shuffle_factor: Positive | None = None
+    """pixel_shuffle: squares of so many patches a side become one token; 2 by default."""
+    pooled_grid: Positive | None = None
+    """pool: tokens along a side; by default half the tower's grid."""
     vision_layer: int | list[int] = -2
     """Which of the tower's hidden states to take; a list concatenates them."""
     vision_select: Literal["patch", "full"] = "patch"
     """`patch` takes the grid, `full` also the tokens before it (the class token)."""
     image_fit: Literal["pad", "crop"] = "pad"
     """How an image that is not square meets the tower: padded to a square, or as the tower's own processor does."""
+
+    @model_validator(mode="after")
+    def _options_have_their_connector(self) -> "Model":
+        for option, connector in (("shuffle_factor", "pixel_shuffle"), ("pooled_grid", "pool")):
+            if getattr(self, option) is not None and self.connector != connector:
+                raise ValueError(f"{option} belongs to connector {connector}; remove it, or say connector={connector}")
+        if self.connector in ("pixel_shuffle", "pool") and self.vision_select == "full":
+            raise ValueError(
+                f"connector {self.connector} reads a grid, and vision_select=full has the class token beside it; "
+                "say vision_select=patch"
+            )
+        return self
 
 
 class Stage(Record):
@@ -275,48 +291,6 @@ def check(values: dict[str, Any], problems: list[str] | None = None, where: str 
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise SightlineError(f"{count} in {where}:\n{lines}")
     return recipe
-
-
-def apply_override(values: Any, text: str) -> str | None:
-    """Put `a.0.b=value` into nested values, the value read as YAML. Returns what is wrong with it, if anything.
-
-    Numbers such as `2e-3`, which YAML takes for text, are taken for numbers.
-    """
-    key, equals, raw = text.partition("=")
-    if not equals or not key:
-        return f"{text}: an override is written key=value, for example stages.0.lr=2e-3"
-    try:
-        value = yaml.safe_load(raw)
-    except NOT_YAML:
-        return f"{key}: the value '{raw}' is not YAML"
-    *path, last = key.split(".")
-    place = values
-    for depth, step in enumerate(path):
-        so_far = ".".join(path[: depth + 1])
-        if isinstance(place, list):
-            if not _numbers(step, place):
-                return f"{so_far}: there are {len(place)} here, numbered from 0"
-            place = place[int(step)]
-        elif isinstance(place, dict):
-            if place.get(step) is None:
-                place[step] = {}
-            place = place[step]
-        else:
-            return f"{so_far}: has no parts of its own"
-    if isinstance(place, list):
-        if not _numbers(last, place):
-            return f"{key}: there are {len(place)} here, numbered from 0"
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        return f"{key}: '{'.'.join(path)}' has no parts of its own"
-    return None
-
-
-def _numbers(step: str, place: list[Any]) -> bool:
-    """Whether a step of a key is the number of something in a list."""
-    return step.isdecimal() and len(step) < 10 and int(step) < len(place)
 
 
 def dump(recipe: Recipe) -> str:

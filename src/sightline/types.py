@@ -53,6 +53,11 @@ class EncodedImage(Protocol):
 ImageSource = Path | Image.Image | EncodedImage
 
 
+def no_patches() -> Tensor:
+    """The features of no view."""
+    return torch.zeros(0, 0, 0)
+
+
 @dataclass(frozen=True)
 class Turn:
     """One message. `kind` names what its supervised tokens are: "answer", or a kind that a method added."""
@@ -91,6 +96,8 @@ class Example:
     view_counts: Int[Tensor, " images"]
     visual_counts: Int[Tensor, " images"]
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    patches: Float[Tensor, "cached patches d_vision"] = field(default_factory=no_patches)
+    """What the tower gives for the views, where it was read from the feature store; `pixel_values` are empty then."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -118,6 +125,8 @@ class Batch:
     """A method's offline values, one tensor for each row."""
     counted: bool = True
     """False for a batch that only keeps a process in step with the others: its rows are in no loss."""
+    patches: Float[Tensor, "cached patches d_vision"] = field(default_factory=no_patches)
+    """What the tower gives for the views, where it was read from the feature store; `pixel_values` are empty then."""
 
     def __len__(self) -> int:
         return len(self.input_ids)

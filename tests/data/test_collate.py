@@ -74,6 +74,6 @@ def test_moving_a_batch_moves_every_tensor():
     rows = [example("a", [1, VISUAL], views=(1,), words=torch.arange(2))]
     moved: Batch = collate(rows, pad_id=PAD_ID).to("meta")
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 10
+    assert len(tensors) == 11
     assert all(tensor.is_meta for tensor in [*tensors, *moved.columns["words"]])
     assert moved.ids == ("a",)

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForImageTextToText,
     AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -32,13 +31,10 @@ from ..models.adapters import plain_state
 from ..models.assemble import Assembly
 from ..models.backbones import location
 from ..models.configuration import SightlineConfig, select_of, spec, stock_strategy
-from ..models.connectors import CONNECTORS, LinearConnector
+from ..models.connectors import LinearConnector, StockConnector, build_connector
 from ..models.hub import UNREADABLE, found, load_weights, quiet, reason, weight_name
 from ..models.modeling import SightlineForConditionalGeneration
 from .adapters import has_adapters, read_adapters, saves_as_adapters, write_adapters
-
-AutoConfig.register("sightline", SightlineConfig, exist_ok=True)
-AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration, exist_ok=True)
 
 
 def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
@@ -48,6 +44,8 @@ def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
         kept = [name for name, _ in method.named_parameters() if not name.startswith("train_only.")]
         if kept or method.needs.edits or method.needs.slots or method.needs.views:
             reasons.append(f"method '{method.name}' changes the forward pass")
+    if not isinstance(model.model.multi_modal_projector, StockConnector):
+        reasons.append(f"connector '{model.config.connector}' is none of LLaVA's")
     tower = spec(model.config)
     if stock_strategy(tower, model.config.vision_select) is None:
         reasons.append(f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one")
@@ -110,6 +108,8 @@ def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGen
     values = model.config.to_dict()
     for ours in (
         "connector",
+        "shuffle_factor",
+        "pooled_grid",
         "vision_select",
         "methods",
         "slot_token_ids",
@@ -130,7 +130,9 @@ def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGen
         stock = LlavaForConditionalGeneration(config)
     prefix = "model.multi_modal_projector."
     state = {k: v for k, v in plain_state(model).items() if not k.startswith((prefix, "model.methods."))}
-    state |= {prefix + k: v for k, v in model.model.multi_modal_projector.stock_state().items()}
+    connector = model.model.multi_modal_projector
+    assert isinstance(connector, StockConnector), "why_not_stock names every other one"
+    state |= {prefix + k: v for k, v in connector.stock_state().items()}
     stock.load_state_dict(state, assign=True, strict=True)
     stock.tie_weights()
     _take_buffers(stock, model)
@@ -154,8 +156,10 @@ def from_stock(stock: LlavaForConditionalGeneration) -> SightlineForConditionalG
         model = SightlineForConditionalGeneration(config)
     model.model.vision_tower = stock.model.vision_tower
     model.model.language_model = stock.model.language_model
-    model.model.multi_modal_projector = CONNECTORS[connector](config)
-    model.model.multi_modal_projector.load_stock_state(projector)
+    fresh = build_connector(config)
+    assert isinstance(fresh, StockConnector)
+    fresh.load_stock_state(projector)
+    model.model.multi_modal_projector = fresh
     model.model.methods = Methods()
     model.lm_head = stock.lm_head
     model.generation_config = stock.generation_config
@@ -163,17 +167,25 @@ def from_stock(stock: LlavaForConditionalGeneration) -> SightlineForConditionalG
 
 
 def stock_processor(assembly: Assembly, template: Template) -> LlavaProcessor:
-    """transformers' processor for this model: what a server needs to feed it as it was trained."""
-    tower = spec(assembly.model.config)
+    """transformers' processor for this model: what a server needs to feed it as it was trained.
+
+    It counts an image's tokens as squares of `patch_size` plus others. Where a connector gives another number, or a
+    tower has registers, the whole image is its one square, and the rest are others: the sum is right.
+    """
+    config, tokens = assembly.model.config, assembly.model.model.sizes.tokens
+    tower = spec(config)
+    counted, strategy = (tower.patch_size, tower.prefix), config.vision_feature_select_strategy
+    if tower.grid**2 + tower.prefix - (strategy == "default") != tokens:
+        counted, strategy = (tower.image_size, tokens - 1), "full"
     tokenizer = assembly.tokenizer
     tokenizer.padding_side = "left"
     tokenizer.init_kwargs["padding_side"] = "left"  # what is saved; the attribute alone is not
     return LlavaProcessor(
         image_processor=assembly.image_processor,
         tokenizer=tokenizer,
-        patch_size=tower.patch_size,
-        vision_feature_select_strategy=assembly.model.config.vision_feature_select_strategy,
-        num_additional_image_tokens=tower.prefix,
+        patch_size=counted[0],
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=counted[1],
         chat_template=to_jinja(template),
     )
 

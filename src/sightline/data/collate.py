@@ -34,5 +34,6 @@ def collate(examples: Sequence[Example], *, pad_id: int, side: Literal["left", "
         view_counts=torch.cat([e.view_counts for e in examples]),
         visual_counts=torch.cat([e.visual_counts for e in examples]),
         image_counts=torch.tensor([len(e.view_counts) for e in examples]),
+        patches=torch.cat([e.patches for e in examples]),
         columns={name: tuple(e.columns[name] for e in examples) for name in examples[0].columns},
     )

@@ -19,7 +19,8 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..errors import LongRowError, SightlineError
 from ..methods.compose import Methods
-from ..types import ANSWER, IGNORE, PROMPT, VISUAL, Example, ImageSource, Sample, Turn
+from ..types import ANSWER, IGNORE, PROMPT, VISUAL, Example, ImageSource, Sample, Turn, no_patches
+from .features import Features
 from .images import blank_like, load_image
 from .templates import IMAGE, Span, Template, render
 
@@ -37,12 +38,14 @@ class Processor:
         methods: Methods | None = None,
         max_length: int = 2048,
         blank_images: bool = False,
+        features: Features | None = None,
     ) -> None:
         """
         Args:
             tokens_per_view: visual tokens that the connector gives for a view.
             max_length: tokens a row may have, placeholders included.
             blank_images: show grey images of the same size instead (the blind twin).
+            features: read what the tower gives from here, and decode no image.
 
         Raises:
             SightlineError: if the tokenizer cannot give offsets, lacks `<image>`, a pad or an end of sequence,
@@ -74,6 +77,7 @@ class Processor:
         self.methods = methods if methods is not None else Methods()
         self.max_length = max_length
         self.blank_images = blank_images
+        self.features = features
         if tokenizer.pad_token_id is None:
             raise SightlineError("the tokenizer has no pad token, so rows could not share a batch. Set `pad_token`.")
         self.pad_id = int(str(tokenizer.pad_token_id))
@@ -117,7 +121,7 @@ class Processor:
     ) -> Example:
         text, spans = render(self.template, turns, str(self.tokenizer.eos_token), prompt_only=prompt_only)
         input_ids, owners = self._tokenise(name, text, spans)
-        pixel_values, view_counts = self._views(name, images)
+        pixel_values, patches, view_counts = self._views(images)
         views = np.ones_like(view_counts) if self.methods.merges_views else view_counts
         visual_counts = views * self.tokens_per_view
 
@@ -168,6 +172,7 @@ class Processor:
             view_counts=torch.from_numpy(view_counts),
             visual_counts=torch.from_numpy(visual_counts),
             columns=columns or {},
+            patches=patches,
         )
 
     def _tokenise(self, name: str, text: str, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
@@ -196,17 +201,22 @@ class Processor:
             )
         return ids, owners
 
-    def _views(self, name: str, images: Sequence[ImageSource]) -> tuple[Tensor, np.ndarray]:
-        """Pixels of all views of the row's images, packed, and how many views each image has."""
+    def _views(self, images: Sequence[ImageSource]) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Pixels of all views of the row's images, packed, or their features instead; and the views of each image."""
+        if self.features is not None:
+            each = [self.features(source) for source in images]
+            counts = np.asarray([len(patches) for patches in each], dtype=np.int64)
+            return self.pixels([]), torch.cat([self.features.none, *each]), counts
         counts, views = [], []
         for source in images:
             image = load_image(source)
             mine = self.methods.views(blank_like(image) if self.blank_images else image)
             counts.append(len(mine))
             views += mine
-        return self._pixels(views), np.asarray(counts, dtype=np.int64)
+        return self.pixels(views), no_patches(), np.asarray(counts, dtype=np.int64)
 
-    def _pixels(self, views: Sequence[Image.Image]) -> Tensor:
+    def pixels(self, views: Sequence[Image.Image]) -> Tensor:
+        """Views as the tower takes them."""
         if views:
             return self.image_processor(list(views), return_tensors="pt")["pixel_values"].float()
         height, width = output_size(self.image_processor)

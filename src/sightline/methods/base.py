@@ -75,6 +75,8 @@ class Needs:
     """More views of an image, beside the image itself, which is always the first view."""
     merges_views: bool = False
     """Whether its edit of `patches` leaves one view for each image (the placeholders are laid out for that)."""
+    pixels: bool = False
+    """Whether it reads `batch.pixel_values`, which are empty where features of the tower are read from disk."""
     edits: tuple[Tap, ...] = ()
     reshapes: tuple[Tap, ...] = ()
     """Those of `edits` whose shape it changes; no two methods may change the same one."""

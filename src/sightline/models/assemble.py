@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.features import Features
 from ..data.processor import Processor
 from ..data.templates import IMAGE, Template
 from ..errors import SightlineError
 from ..methods.compose import Methods, build_methods
 from .backbones import ImageFit, add_tokens, load_language_model, load_tower, location
 from .configuration import SightlineConfig, stock_strategy
-from .connectors import CONNECTORS, ConnectorName
+from .connectors import ConnectorName, build_connector, resolve_options
 from .modeling import SightlineForConditionalGeneration
 from .towers import PatchSelect, tower_spec
 
@@ -31,7 +32,14 @@ class Assembly:
         nn.Module.to(self.model, device)
         return self
 
-    def processor(self, template: Template, *, max_length: int = 2048, blank_images: bool = False) -> Processor:
+    def processor(
+        self,
+        template: Template,
+        *,
+        max_length: int = 2048,
+        blank_images: bool = False,
+        features: Features | None = None,
+    ) -> Processor:
         """The processor that lays out rows for this model."""
         inner = self.model.model
         return Processor(
@@ -42,6 +50,7 @@ class Assembly:
             methods=inner.methods,
             max_length=max_length,
             blank_images=blank_images,
+            features=features,
         )
 
 
@@ -50,6 +59,8 @@ def assemble(
     language: str,
     *,
     connector: ConnectorName = "mlp",
+    shuffle_factor: int | None = None,
+    pooled_grid: int | None = None,
     vision_layer: int | list[int] = -2,
     vision_select: PatchSelect = "patch",
     image_fit: ImageFit = "pad",
@@ -62,6 +73,8 @@ def assemble(
     Args:
         vision: a CLIP, SigLIP or DINOv2 checkpoint (a whole CLIP or SigLIP gives its tower).
         language: a causal language model with its tokenizer.
+        shuffle_factor: of `pixel_shuffle`, the patches along the side of a token; 2 by default.
+        pooled_grid: of `pool`, the tokens along a side; by default half the tower's grid.
         vision_layer: which of the tower's hidden states to take (LLaVA: -2); a list concatenates them.
         vision_select: `patch` takes the grid of patches, `full` also the tokens before it.
         image_fit: how an image that is not square meets the tower: `pad` to a square as LLaVA-1.5's tuning does,
@@ -97,6 +110,7 @@ def assemble(
         connector=connector,
         vision_select=vision_select,
         base={"vision": location(vision), "language": location(language)},
+        **resolve_options(connector, spec, vision_select, shuffle_factor=shuffle_factor, pooled_grid=pooled_grid),
     )
     with torch.device("meta"):
         model = SightlineForConditionalGeneration(config)
@@ -104,7 +118,7 @@ def assemble(
     inner.vision_tower = tower
     inner.language_model = lm.base_model
     model.lm_head = lm.get_output_embeddings()
-    inner.multi_modal_projector = CONNECTORS[connector](config)
+    inner.multi_modal_projector = build_connector(config)
     inner.methods = Methods()
     model.generation_config = lm.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id

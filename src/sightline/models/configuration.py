@@ -15,6 +15,10 @@ class SightlineConfig(LlavaConfig):
     model_type = "sightline"
 
     connector: ConnectorName = "mlp"
+    shuffle_factor: int | None = None
+    """pixel_shuffle's: patches along the side of a token."""
+    pooled_grid: int | None = None
+    """pool's: tokens along a side."""
     vision_select: PatchSelect = "patch"
     """`patch` takes the grid, `full` also the tokens before it; transformers' own word for it follows from this."""
     methods: list[dict[str, Any]] | None = None

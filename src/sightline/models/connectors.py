@@ -1,10 +1,13 @@
 """Connectors, from the vision tower's width to the language model's.
 
-    linear   one matrix (LLaVA)
-    mlp      two with a GELU between, LLaVA-1.5's mlp2x_gelu; transformers' own module, so a checkpoint stays stock
+    linear          one matrix (LLaVA)
+    mlp             two with a GELU between, LLaVA-1.5's mlp2x_gelu; transformers' own module
+    pixel_shuffle   squares of patches side by side as one (space to depth, as InternVL 1.5 has it), then LLaVA's MLP
+    pool            LLaVA's MLP, then averages over a smaller grid (the pool-adapter of InfMLLM, arXiv 2311.06791)
 
 A linear connector is also an MLP with an identity for activation and second layer: that is how it is saved as a stock
-`llava` checkpoint, exactly.
+`llava` checkpoint, exactly. The last two read the grid, keep its order (row by row), and give fewer tokens; LLaVA has
+no word for them, so such a model is saved as ours. For their deviations from the papers see docs/papers.md.
 """
 
 from abc import abstractmethod
@@ -14,11 +17,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from .towers import tower_spec
+from ..errors import SightlineError
+from .towers import PatchSelect, TowerSpec, tower_spec
 
-ConnectorName = Literal["linear", "mlp"]
+ConnectorName = Literal["linear", "mlp", "pixel_shuffle", "pool"]
 
 
 def connector_width(config: Any) -> int:
@@ -34,12 +39,23 @@ class Connector(nn.Module):
     def num_tokens(self, patches: int) -> int:
         """Visual tokens for a view of `patches` patches."""
 
+
+class StockConnector(Connector):
+    """A connector that LLaVA's projector can express."""
+
+    def num_tokens(self, patches: int) -> int:
+        return patches
+
     @abstractmethod
     def stock_state(self) -> Mapping[str, Tensor]:
         """The same function as the weights of transformers' LLaVA projector."""
 
+    @abstractmethod
+    def load_stock_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `stock_state`."""
 
-class LinearConnector(Connector):
+
+class LinearConnector(StockConnector):
     """One linear layer."""
 
     def __init__(self, config: Any) -> None:
@@ -48,9 +64,6 @@ class LinearConnector(Connector):
 
     def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views patches d_llm"]:
         return self.linear(patches)
-
-    def num_tokens(self, patches: int) -> int:
-        return patches
 
     def stock_state(self) -> Mapping[str, Tensor]:
         weight, bias = self.linear.weight, self.linear.bias
@@ -68,11 +81,10 @@ class LinearConnector(Connector):
         return torch.equal(weight, torch.eye(len(weight)).to(weight)) and not bool(bias.any())
 
     def load_stock_state(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `stock_state`."""
         self.linear.load_state_dict({"weight": state["linear_1.weight"], "bias": state["linear_1.bias"]})
 
 
-class MLPConnector(Connector, LlavaMultiModalProjector):
+class MLPConnector(StockConnector, LlavaMultiModalProjector):
     """LLaVA-1.5's two layers with a GELU."""
 
     def __init__(self, config: Any) -> None:
@@ -81,9 +93,6 @@ class MLPConnector(Connector, LlavaMultiModalProjector):
     def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views patches d_llm"]:
         return LlavaMultiModalProjector.forward(self, patches)
 
-    def num_tokens(self, patches: int) -> int:
-        return patches
-
     def stock_state(self) -> Mapping[str, Tensor]:
         return self.state_dict()
 
@@ -91,7 +100,115 @@ class MLPConnector(Connector, LlavaMultiModalProjector):
         self.load_state_dict(dict(state))
 
 
-CONNECTORS: dict[ConnectorName, type[LinearConnector] | type[MLPConnector]] = {
+class TwoLayers(nn.Sequential):
+    """LLaVA's MLP at any width."""
+
+    def __init__(self, width: int, config: Any) -> None:
+        d_llm = config.text_config.hidden_size
+        super().__init__(nn.Linear(width, d_llm), ACT2FN[config.projector_hidden_act], nn.Linear(d_llm, d_llm))
+
+
+class PixelShuffleConnector(Connector):
+    """A grid of g x g patches becomes (g/r)^2 tokens of r^2 d_vision, then LLaVA's MLP."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.factor: int = config.shuffle_factor
+        self.mlp = TwoLayers(self.factor**2 * connector_width(config), config)
+
+    def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views tokens d_llm"]:
+        return self.mlp(pixel_shuffle(patches, self.factor))
+
+    def num_tokens(self, patches: int) -> int:
+        return patches // self.factor**2
+
+
+class PoolConnector(Connector):
+    """LLaVA's MLP on every patch, then the average over each cell of a smaller grid."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.grid: int = config.pooled_grid
+        self.mlp = TwoLayers(connector_width(config), config)
+
+    def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views tokens d_llm"]:
+        return pool_grid(self.mlp(patches), self.grid)
+
+    def num_tokens(self, patches: int) -> int:
+        return self.grid**2
+
+
+def pixel_shuffle(patches: Float[Tensor, "views patches d"], factor: int) -> Float[Tensor, "views tokens wide"]:
+    """Each square of `factor` x `factor` patches as one token: its patches side by side, row by row."""
+    views, count, width = patches.shape
+    side = round(count**0.5)
+    cells = patches.view(views, side // factor, factor, side // factor, factor, width).transpose(2, 3)
+    return cells.reshape(views, (side // factor) ** 2, factor**2 * width)
+
+
+def pool_grid(patches: Float[Tensor, "views patches d"], grid: int) -> Float[Tensor, "views tokens d"]:
+    """Averages over the cells of a `grid` x `grid`, the cells of torch's `adaptive_avg_pool2d`: they overlap by a patch
+    where the grid does not divide. Written as products, whose gradient is the same on each call also on a GPU."""
+    side = round(patches.shape[1] ** 0.5)
+    cell, patch = torch.arange(grid, device=patches.device), torch.arange(side, device=patches.device)
+    starts, ends = cell * side // grid, -(-(cell + 1) * side // grid)
+    inside = ((patch >= starts[:, None]) & (patch < ends[:, None])).to(patches.dtype)
+    weights = inside / inside.sum(1, keepdim=True)
+    return torch.einsum("kr,lc,vrcd->vkld", weights, weights, patches.unflatten(1, (side, side))).flatten(1, 2)
+
+
+def resolve_options(
+    connector: ConnectorName,
+    tower: TowerSpec,
+    select: PatchSelect,
+    *,
+    shuffle_factor: int | None = None,
+    pooled_grid: int | None = None,
+) -> dict[str, Any]:
+    """The options of a connector with its defaults, checked against the tower's grid.
+
+    Raises:
+        SightlineError: for an option of another connector, tokens beside the grid, or a size that does not fit it.
+    """
+    for option, value, owner in (
+        ("shuffle_factor", shuffle_factor, "pixel_shuffle"),
+        ("pooled_grid", pooled_grid, "pool"),
+    ):
+        if value is not None and connector != owner:
+            raise SightlineError(f"{option} belongs to connector '{owner}', and the connector is '{connector}'.")
+    if connector not in ("pixel_shuffle", "pool"):
+        return {}
+    grid = tower.grid
+    if select == "full":
+        raise SightlineError(
+            f"connector '{connector}' reads a grid, and vision_select=full has {tower.prefix} tokens beside it. "
+            "Say vision_select=patch."
+        )
+    if connector == "pool":
+        pooled = (grid + 1) // 2 if pooled_grid is None else pooled_grid
+        if not 0 < pooled <= grid:
+            raise SightlineError(
+                f"pooled_grid is {pooled}, and the tower's grid has {grid} patches along a side. Use 1 to {grid}."
+            )
+        return {"pooled_grid": pooled}
+    factor = 2 if shuffle_factor is None else shuffle_factor
+    if factor < 1 or grid % factor:
+        fits = ", ".join(str(number) for number in range(2, grid + 1) if grid % number == 0)
+        raise SightlineError(
+            f"shuffle_factor {factor} does not divide the tower's grid of {grid} x {grid} patches. Factors that do: "
+            f"{fits}. Or use connector=pool, which takes any grid."
+        )
+    return {"shuffle_factor": factor}
+
+
+CONNECTORS: dict[ConnectorName, type[Connector]] = {
     "linear": LinearConnector,
     "mlp": MLPConnector,
+    "pixel_shuffle": PixelShuffleConnector,
+    "pool": PoolConnector,
 }
+
+
+def build_connector(config: Any) -> Connector:
+    """The connector that a config names, with fresh weights."""
+    return CONNECTORS[config.connector](config)

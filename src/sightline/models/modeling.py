@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, Cache, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Cache, LlavaForConditionalGeneration
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
@@ -29,7 +29,7 @@ from ..methods.base import Sizes
 from ..methods.compose import build_methods
 from ..types import ANSWER, IGNORE, PAD, PROMPT, VISUAL, Batch, Trace
 from .configuration import SightlineConfig
-from .connectors import CONNECTORS, connector_width
+from .connectors import build_connector, connector_width
 
 
 class SightlineModel(LlavaModel):
@@ -40,7 +40,7 @@ class SightlineModel(LlavaModel):
     def __init__(self, config: SightlineConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = CONNECTORS[config.connector](config)
+        self.multi_modal_projector = build_connector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.methods = build_methods(config.methods or [], self.sizes)
         self.checkpoint_decoder = False
@@ -59,9 +59,10 @@ class SightlineModel(LlavaModel):
         )
 
     def trace(self, batch: Batch, *, past_key_values: Cache | None = None, **decoder) -> tuple[Trace, Cache | None]:
-        """The forward pass from pixels to hidden states, with everything it saw on its way."""
+        """The forward pass from pixels to hidden states, with everything it saw on its way. Where the batch brings what
+        the tower gives, the tower is not run."""
         edit = self.methods.edit
-        patches = edit("patches", self.encode(batch.pixel_values), batch)
+        patches = edit("patches", batch.patches if len(batch.patches) else self.encode(batch.pixel_values), batch)
         visual = edit("visual", self.connect(patches), batch)
         embeds = edit("embeds", self.splice(batch, visual), batch)
         hidden, cache = self.decode(embeds, batch.attention_mask, past_key_values=past_key_values, **decoder)
@@ -250,6 +251,10 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
             visual_counts=visual_counts,
             image_counts=images_per_row(places.sum(1), visual_counts),
         )
+
+
+AutoConfig.register("sightline", SightlineConfig, exist_ok=True)
+AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration, exist_ok=True)
 
 
 def images_per_row(places: Int[Tensor, " batch"], visual_counts: Int[Tensor, " num_images"]) -> Int[Tensor, " batch"]:

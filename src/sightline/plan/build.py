@@ -17,6 +17,7 @@ from ..errors import SightlineError
 from ..methods.compose import build_methods
 from ..models.backbones import resolve
 from ..models.configuration import SightlineConfig, select_of, stock_strategy
+from ..models.connectors import resolve_options
 from ..models.hub import UNREADABLE, found, quiet, reason
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.towers import tower_spec
@@ -64,6 +65,13 @@ def fresh_config(parts: Model, vision: Any, language: Any) -> SightlineConfig:
         tie_word_embeddings=language.tie_word_embeddings,
         connector=parts.connector,
         vision_select=parts.vision_select,
+        **resolve_options(
+            parts.connector,
+            spec,
+            parts.vision_select,
+            shuffle_factor=parts.shuffle_factor,
+            pooled_grid=parts.pooled_grid,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ..config import Data, Recipe, Stage
 from ..data.dataset import Columns, Head, Mixture, Policies, Rows
+from ..data.features import Features
 from ..data.sources import open_source
 from ..data.templates import get_template
 from ..errors import SightlineError
@@ -47,13 +48,18 @@ def lay_out(
     columns: Columns | None,
     *,
     training: bool = True,
+    features: Features | None = None,
 ) -> Mixture:
-    """A stage's rows for this model, each source with its template, under the stage's policies."""
+    """A stage's rows for this model, each source with its template, under the stage's policies; with `features` where
+    the tower is not to be run."""
     policies = Policies(bad_images=stage.bad_images, long_rows=stage.long_rows)
     parts = []
     for part, samples in zip(data, sources, strict=True):
         processor = assembly.processor(
-            get_template(part.template), max_length=recipe.max_length, blank_images=recipe.blank_images
+            get_template(part.template),
+            max_length=recipe.max_length,
+            blank_images=recipe.blank_images,
+            features=features,
         )
         rows = Rows(samples, processor, seed=recipe.seed, columns=columns, training=training, policies=policies)
         parts.append(rows)

@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..data.templates import get_template
 from ..errors import SightlineError
 from ..models.adapters import check_stage, check_stages, prepare_stage
 from ..models.assemble import Assembly, assemble, attach_methods
+from .features import find_features
 from .folder import held, note_end, note_start, open_run
 from .processes import Processes, joined
 from .progress import Reporter
@@ -100,7 +101,7 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
                 set_trainable(assembly.model, stage)
                 desk.carried.update(name for name, p in assembly.model.named_parameters() if p.requires_grad)
                 continue
-            rows, validation = data.of(number, assembly)
+            rows, validation = data.of(number, assembly, reporter.say)
             assembly = run_stage(desk, number, assembly, rows, validation, saved if number == now else None)
             if stage.save and processes.main:
                 save_model(assembly, folder / "stages" / stage.name / "model", get_template(stage.data[0].template))
@@ -127,6 +128,8 @@ def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
             parts.vision,
             parts.language,
             connector=parts.connector,
+            shuffle_factor=parts.shuffle_factor,
+            pooled_grid=parts.pooled_grid,
             vision_layer=parts.vision_layer,
             vision_select=parts.vision_select,
             image_fit=parts.image_fit,
@@ -154,14 +157,19 @@ class Data:
         self.training: list[Sources] = [read_data(stage.data, say) for stage in self.recipe.stages]
         self.validation: list[Sources] = [read_data(stage.validation, say) for stage in self.recipe.stages]
 
-    def of(self, number: int, assembly: Assembly) -> tuple[Mixture, Mixture | None]:
-        """A stage's rows, and its validation rows if it has any."""
+    def of(
+        self, number: int, assembly: Assembly, say: Callable[[str], None] = lambda text: None
+    ) -> tuple[Mixture, Mixture | None]:
+        """A stage's rows, and its validation rows if it has any; `say` is told where their images come from."""
         recipe, stage = self.recipe, self.recipe.stages[number]
-        rows = lay_out(recipe, stage, stage.data, self.training[number], assembly, self.columns)
+        sources, held_out = self.training[number], self.validation[number]
+        features = find_features(recipe, number, assembly, [*sources, *held_out], self.processes.device, say)
+        rows = lay_out(recipe, stage, stage.data, sources, assembly, self.columns, features=features)
         if not stage.validation:
             return rows, None
-        held_out = self.validation[number]
-        return rows, lay_out(recipe, stage, stage.validation, held_out, assembly, self.columns, training=False)
+        return rows, lay_out(
+            recipe, stage, stage.validation, held_out, assembly, self.columns, training=False, features=features
+        )
 
     @property
     def sharded(self) -> bool:

@@ -1,0 +1,196 @@
+"""Features of the tower in training: which store fits a stage, and whether it has all of the stage's images.
+
+What a feature depends on makes the name of its folder: the tower's weights as the stage holds them, the preprocess,
+the layers, the precision, the methods' views, the device and the libraries that compute. What is stored is what the
+live pass would give under the same of these, in the type that it has: under precision=bf16 what the tower gives inside
+autocast. A store made under anything else is another folder.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Recipe, Stage
+from ..data.features import Features, image_key
+from ..data.store import Store
+from ..errors import SightlineError
+from ..models.assemble import Assembly
+from ..types import ImageSource, Sample
+from .progress import reading_bar
+
+FORMAT = 1
+"""Raised when Sightline reads, turns or scales images in another way, or keeps features in another shape."""
+LIBRARIES = ("torch", "transformers", "pillow", "numpy")
+"""Whose versions change what comes out, in the last bits at least."""
+NOT_THE_TOWER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map")
+NOT_THE_PIXELS = ("processor_class", "image_processor_type", "auto_map")
+
+
+_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""Keys of files that this process has hashed to see whether a store has them, with the files' facts. They save time
+alone: the key that features are read by is hashed anew each time."""
+
+
+def why_no_features(recipe: Recipe, number: int, assembly: Assembly) -> str | None:
+    """Why a stage cannot read features of its tower, if it cannot."""
+    stage = recipe.stages[number]
+    if "vision" in stage.trainable:
+        return f"stage '{stage.name}' trains the tower, so what it gives changes with every step"
+    earlier = next((s.name for s in lineage(recipe, number) if "vision" in s.trainable), None)
+    if earlier is not None:
+        return f"its tower is the one that stage '{earlier}' will have trained; start it from that stage's saved model"
+    if recipe.blank_images:
+        return "blank_images shows grey images, whose features nobody needs to keep"
+    reader = next((method.name for method in assembly.model.model.methods.all if method.needs.pixels), None)
+    return f"method '{reader}' reads the pixels" if reader is not None else None
+
+
+def lineage(recipe: Recipe, number: int) -> list[Stage]:
+    """The stages whose model a stage has: itself, and those before it back to where a model was loaded."""
+    stages = recipe.stages[: number + 1]
+    loaded = max((i for i, stage in enumerate(stages) if stage.init_from is not None), default=0)
+    return stages[loaded:]
+
+
+def as_held(recipe: Recipe, number: int, weights: Tensor) -> Tensor:
+    """A tower's weights as a stage holds them. What an earlier stage held in bfloat16 stays rounded."""
+    if all(stage.frozen == "fp32" for stage in lineage(recipe, number)):
+        return weights.detach().float()
+    rounded = weights.detach().to(torch.bfloat16)
+    return rounded.float() if recipe.stages[number].frozen == "fp32" else rounded
+
+
+def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.device) -> dict[str, Any]:
+    """All that the features of an image depend on beside its bytes."""
+    model, stage = assembly.model, recipe.stages[number]
+    tower = model.model.vision_tower
+    digest = hashlib.sha256()
+    for name, parameter in sorted(tower.named_parameters()):
+        value = as_held(recipe, number, parameter).cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    config = {k: v for k, v in tower.config.to_dict().items() if k not in NOT_THE_TOWER and not k.startswith("_")}
+    pixels = assembly.image_processor.to_dict()
+    views = []
+    for method, record in zip(model.model.methods.all, model.config.methods or [], strict=True):
+        if method.needs.views is not None:
+            source = hashlib.sha256(inspect.getsource(type(method)).encode()).hexdigest()
+            views.append({**record, "source": source})
+    values = {
+        "format": FORMAT,
+        "tower": {"weights": digest.hexdigest(), "frozen": stage.frozen != "fp32", "config": config},
+        "attention": tower.config._attn_implementation,
+        "layers": model.config.vision_feature_layer,
+        "select": model.config.vision_select,
+        "preprocess": {k: v for k, v in pixels.items() if k not in NOT_THE_PIXELS and not k.startswith("_")},
+        "precision": stage.precision,
+        "views": views,
+        "device": device.type,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    return json.loads(json.dumps(values, sort_keys=True, default=str))
+
+
+def store_folder(recipe: Recipe, facts: dict[str, Any]) -> Path:
+    """Where features that depend on `facts` are."""
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return Path(recipe.annotations) / f"features-{name[:16]}"
+
+
+def find_features(
+    recipe: Recipe,
+    number: int,
+    assembly: Assembly,
+    sources: Sequence[Sequence[Sample]],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Features | None:
+    """The features of a stage's images, if all of them are there; a line says what is used where there is a choice.
+
+    Args:
+        sources: the rows of the stage's data and validation.
+
+    Raises:
+        SightlineError: if a file of the store was altered or torn.
+    """
+    stores = sorted(Path(recipe.annotations).glob("features-*/provenance.json"))
+    if not stores or why_no_features(recipe, number, assembly) is not None:
+        return None
+    stage = recipe.stages[number]
+    facts = depends_on(assembly, recipe, number, device)
+    folder = store_folder(recipe, facts)
+    fill = "to compute what is missing: sightline annotate RECIPE --features"
+    if folder / "provenance.json" not in stores:
+        other = differences(facts, json.loads(stores[-1].read_text(encoding="utf-8")).get("depends_on", {}))
+        say(f"stage {stage.name}: {stores[-1].parent} has features, but with another {other}; the tower is run. {fill}")
+        return None
+    store = Store(folder)
+    wanted, missing = set(), 0
+    with reading_bar(f"stage {stage.name}: looking for its images in {folder}") as progress:
+        total = sum(len(source) for source in sources)
+        for done, (image, _) in enumerate(images_of(sources)):
+            key = remembered_key(image)
+            if key is not None and key not in store:
+                missing += key not in wanted
+            if key is not None:
+                wanted.add(key)
+            progress(min(done, total), total)
+    if missing:
+        say(f"stage {stage.name}: {folder} lacks {missing:,} of {len(wanted):,} images; the tower is run. {fill}")
+        return None
+    if not wanted:
+        return None
+    with reading_bar(f"stage {stage.name}: verifying {folder}") as progress:
+        if damaged := store.damaged(wanted, progress):
+            raise SightlineError(
+                f"{len(damaged)} files of the feature store are damaged, the first {damaged[0]}: their bytes are not "
+                "those that were written. Nothing was trained on them. Compute them again: sightline annotate RECIPE "
+                f"--features. Or do without: rm -r '{folder}'"
+            )
+    say(f"stage {stage.name}: tower features read from {folder}, the tower is not run")
+    about = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    return Features(store, shape=(about["patches"], about["width"]), dtype=getattr(torch, about["dtype"]))
+
+
+def remembered_key(image: ImageSource) -> str | None:
+    """An image's key, from memory for a file whose size, place and times are those at which it was hashed."""
+    if not isinstance(image, Path):
+        return image_key(image)
+    try:
+        state = image.stat()
+    except OSError:
+        return None
+    facts = (state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
+    if _keys.get(image, ((),))[0] != facts:
+        key = image_key(image)
+        if key is None:
+            return None
+        _keys[image] = (facts, key)
+    return _keys[image][1]
+
+
+def images_of(sources: Sequence[Sequence[Sample]]) -> Iterator[tuple[ImageSource, tuple[int, int, int]]]:
+    """Every image of the rows, in order, with its place: source, row, number in the row."""
+    for number, source in enumerate(sources):
+        for row in range(len(source)):
+            for place, image in enumerate(source[row].images):
+                yield image, (number, row, place)
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str:
+    """The keys in which two records differ, for people."""
+    found = []
+    for key in sorted({*ours, *theirs}):
+        mine, other = ours.get(key), theirs.get(key)
+        if isinstance(mine, dict) and isinstance(other, dict):
+            found += [inner] if (inner := differences(mine, other, f"{prefix}{key}.")) else []
+        elif mine != other:
+            found.append(f"{prefix}{key}")
+    return ", ".join(found[:3])
