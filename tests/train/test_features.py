@@ -120,7 +120,7 @@ def test_training_with_features_is_training_without(
     assert "the tower" not in live[2], "nothing is said where there is no store"
     annotate(recipe(tiny, data, stage=stage))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sightline.train.run.rehearse", lambda *_: None)
+        patch.setattr("sightline.train.run.rehearse", lambda *_, **__: None)
         patch.setattr(SightlineModel, "encode", lambda *_: pytest.fail("the tower was run"))
         patch.setattr("sightline.data.processor.load_image", lambda *_: pytest.fail("an image was decoded"))
         cached = run(recipe(tiny, data, "cached", {**stage, "workers": 0}), capsys)
