@@ -22,7 +22,8 @@ CHECKED = [
     "world",
     "generation",
 ]
-MODELS = ("towers", "connectors", "modeling", "backbones", "assemble", "parts", "precision", "origin", "adapters")
+MODELS = ("towers", "connectors", "modeling", "packing", "backbones", "assemble", "parts", "precision", "origin")
+MODELS += ("adapters",)
 CHECKED += [f"models.{module}" for module in MODELS]
 install_import_hook([f"sightline.{module}" for module in CHECKED], "beartype.beartype")
 

@@ -59,7 +59,8 @@ class Toy(AlignmentMethod):
 
     def losses(self, trace, batch):
         probed = self.train_only["probe"](trace.visual)
-        return {"toy/norm": self.config.strength * probed.square().sum(), "toy/spread": trace.hidden.std()}
+        spread = trace.hidden[batch.attention_mask.bool()].std()
+        return {"toy/norm": self.config.strength * probed.square().sum(), "toy/spread": spread}
 
     def turns(self, sample, rng: np.random.Generator):
         if not self.config.turns or not sample.images:

@@ -32,16 +32,20 @@ class Term:
 class Objective(nn.Module):
     """The model with its losses: the one module that a step calls, so that an engine can wrap it."""
 
-    def __init__(self, model: SightlineForConditionalGeneration, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, model: SightlineForConditionalGeneration, weights: Mapping[str, float], *, packing: bool = False
+    ) -> None:
         """
         Args:
             weights: by name of a loss: `language`, a kind of token, or a method's loss. Unnamed ones weigh 1.
+            packing: run the language model on rows packed side by side; the losses are the same.
 
         Raises:
             SightlineError: for a name that no loss has.
         """
         super().__init__()
         self.model = model
+        self.packing = packing
         methods = model.model.methods
         kinds = ["answer", *(kind for method in methods.all for kind in method.needs.kinds)]
         self.kinds = {kind: methods.kinds.index(kind) for kind in kinds}
@@ -97,7 +101,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sums (means for coupled losses) of this batch, by name."""
-        trace, _ = self.model.model.trace(batch, use_cache=False)
+        trace, _ = self.model.model.trace(batch, packing=self.packing, use_cache=False)
         by_kind = language_sums(trace.hidden, self.model.lm_head, batch.labels, batch.kinds, list(self.kinds.values()))
         sums = {name: by_kind[kind] for name, kind in self.kinds.items()}
         sums |= self.model.model.methods.losses(trace, batch, self.method_losses)
