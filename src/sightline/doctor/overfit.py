@@ -77,7 +77,7 @@ def overfit(
     where = f"stage '{stage.name}'"
     prepare_stage(assembly, stage, device, seed=seed)
     assembly.to(device)
-    objective = Objective(assembly.model, stage.weights)
+    objective = Objective(assembly.model, stage.weights, packing=stage.packing)
     trial = _Trial(objective, stage, batch.to(device), seed, tick)
     first, last, steps = trial.run(1.0)
     found: list[Finding] = [

@@ -9,6 +9,7 @@ from ..data.sources import open_source
 from ..data.templates import get_template
 from ..errors import SightlineError
 from ..models.assemble import Assembly
+from ..models.packing import check_packing
 from ..types import Sample
 from .objective import Objective
 from .progress import reading_bar
@@ -74,6 +75,8 @@ def rehearse(stage: Stage, assembly: Assembly, rows: Mixture, *, world: int = 1)
     """
     set_trainable(assembly.model, stage)
     Objective(assembly.model, stage.weights).check_passes(-(-stage.accumulate // world), stage.name)
+    if stage.packing:
+        check_packing(assembly.model.model.language_model)
     for part in rows.parts:
         for outcome in part.fetch((0, 0)):
             if isinstance(outcome, SightlineError):
