@@ -57,7 +57,7 @@ def run_stage(
     table = set_trainable(model, stage)
     desk.carried.update(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     desk.carried.update(changed_names(model))
-    plain = outline(model)
+    plain = outline(model) if sharded else model
     if not sharded:
         assembly.to(processes.device)
     engine = Engine(Objective(model, stage.weights, packing=stage.packing), stage, processes, recipe.parallel)
@@ -127,10 +127,10 @@ def way_on(desk: Desk) -> str:
 
 def carried_tensors(model: SightlineForConditionalGeneration, names: set[str]) -> dict[str, Tensor]:
     """What has trained or been changed since the model was built, and the methods' buffers, by name."""
-    buffers = {name: b for name, b in model.named_buffers() if name.startswith("model.methods.")}
-    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in names}
+    wanted = names | {name for name, _ in model.named_buffers() if name.startswith("model.methods.")}
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in wanted}
     once = {id(tensor): name for name, tensor in reversed(state.items())}  # tied tables have two names
-    return {f"model/{name}": state.get(name, buffers.get(name)).detach() for name in [*once.values(), *buffers]}
+    return {f"model/{name}": state[name].detach() for name in once.values()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
