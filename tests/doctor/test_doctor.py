@@ -299,6 +299,28 @@ class Crash:
         os._exit(9)
 
 
+def test_images_inside_parquet_are_decoded_by_the_workers_too(tiny, pictures, tmp_path, monkeypatch):
+    """A few at a time, so that their bytes are not all held; what is found is what one process finds."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = []
+    for row in json.loads((pictures / "captions.json").read_text()):
+        data = (pictures / "images" / row["image"]).read_bytes()
+        rows.append(row | {"image": {"bytes": b"no image" if row["id"] == "7" else data, "path": row["image"]}})
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    recipe = values(
+        tiny, pictures, data={"path": str(tmp_path / "rows.parquet"), "template": "plain"}, bad_images="skip"
+    )
+    monkeypatch.setattr(images, "FEW", 2)
+    monkeypatch.setattr("sightline.doctor.run.EMBEDDED_BYTES", 700)
+    pools = []
+    pool = images._pool
+    monkeypatch.setattr(images, "_pool", lambda workers: pools.append(workers) or pool(workers))
+    one, two = (examined(recipe, workers=workers, model=False) for workers in (0, 2))
+    assert len(pools) > 1 and set(pools) == {2}
+    assert one.images == two.images and (one.images["files"], one.images["broken"]) == (24, 1), "12 more to validate on"
+    assert checks(one) == checks(two) and checks(one)["images/not-an-image"] == "warning"
+
+
 def test_a_decoder_that_dies_is_one_image_of_many(monkeypatch):
     monkeypatch.setattr(images, "FEW", 0)
     ((number, looked),) = images.decode_all([Crash()], workers=1, tick=lambda _: None)

@@ -22,11 +22,14 @@ from . import checks, models
 from .batches import SoundRows, overfit_stages
 from .findings import Finding, from_error
 from .images import decode_all
-from .look import Looked, look_at
+from .look import Looked
 from .place import about_run_folder
 from .reading import Table, tables
 from .report import DataRecord, Report
 from .rows import BATCH, RowReader, Views
+
+EMBEDDED_BYTES = 2**28
+"""Of images inside rows of Parquet that are held, to be decoded together by several processes."""
 
 
 def examine_file(
@@ -107,6 +110,8 @@ class _Examination:
     def _rows(self, tick: Any) -> dict[Any, tuple[str, int, bool]]:
         """Check every row's words; for each image (first place, rows that show it, whether it stops training)."""
         uses: dict[Any, tuple[str, int, bool]] = {}
+        embedded: list[tuple[Any, tuple[str, int, bool]]] = []
+        held = 0
         seen: dict[str, checks.Seen] = {}
         for table in tables(self.recipe):
             self.tables.append(table)
@@ -136,15 +141,27 @@ class _Examination:
                     self.report.add(*mine.held_out(where, sample))
                 record.images += len(sample.images)
                 for image in sample.images:
-                    key = _key(image)
                     if getattr(image, "data", None) is not None:  # bytes in a row of Parquet: not kept until later
-                        self._looked(key, look_at(image), (where, 1, stops), self.report)
+                        embedded.append((image, (where, 1, stops)))
+                        held += len(image.data)
+                        if held > EMBEDDED_BYTES:
+                            held = self._embedded(embedded)
                         continue
                     place, count, stop = uses.get(image, (where, 0, False))
                     uses[image] = (place, count + 1, stop or stops)
                 tick(1)
+        self._embedded(embedded)
         self._needs_images()
         return uses
+
+    def _embedded(self, images: list[tuple[Any, tuple[str, int, bool]]]) -> int:
+        """Decode images whose bytes are at hand, and let go of them. Returns the bytes that are still held: none."""
+        sources = [image for image, _ in images]
+        with closing(decode_all(sources, workers=self.workers, tick=lambda count: None)) as results:
+            for number, looked in results:
+                self._looked(_key(sources[number]), looked, images[number][1], self.report)
+        images.clear()
+        return 0
 
     def _needs_images(self) -> None:
         for stage in self.recipe.stages:
