@@ -1,9 +1,10 @@
 """What a row costs in memory once it is indexed: JSONL and a JSON list, from 10^3 to 10^6 LLaVA rows.
 
 Each size is opened in a process of its own; resident memory is read before and after, with every row checked on the
-way. The cost of a row is the growth from the smallest to the largest, over the rows between. The claim is at most 32
-bytes a row; the index itself has 21 (offset 8, size 4, images 1, hash of the id 8). The highest mark while indexing and
-the time of a random read are shown beside it, and the time that `json.loads` alone takes for the same lines.
+way and the order of an epoch drawn, as training holds both. The cost of a row is the growth from the smallest to the
+largest, over the rows between. The claim is at most 32 bytes a row; the index itself has 21 (offset 8, size 4, images
+1, hash of the id 8), the order 4. The highest mark on the way and the time of a random read are shown beside it, and
+the time that `json.loads` alone takes for the same lines.
 
     python benchmarks/memory_per_row.py            # writes benchmarks/results/memory_per_row.json and prints the table
 """
@@ -85,13 +86,16 @@ def write(path: Path, size: int) -> Path:
 
 def measure(path: Path) -> dict:
     """One size, in this process alone. Bytes and seconds."""
+    from sightline.data.order import Order
     from sightline.data.sources import open_source
 
     before = resident()
     start = time.perf_counter()
     source = open_source(path)
     seconds = time.perf_counter() - start
+    epoch = Order(0, (len(source),), batch_size=16).epoch(0)
     after = resident()
+    assert len(epoch) == len(source)
     rng = random.Random(1)
     order = [rng.randrange(len(source)) for _ in range(2000)]
     start = time.perf_counter()
