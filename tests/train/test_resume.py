@@ -17,8 +17,8 @@ from sightline.checkpoints import load_model
 from sightline.checkpoints.resume import Checkpoints, NotWritten, verified
 from sightline.config import Recipe, check, dump
 from sightline.errors import SightlineError
+from sightline.train import loop, signals, train
 from sightline.train import run as run_module
-from sightline.train import train
 from sightline.train.processes import Processes
 
 TORTURE = Path(__file__).parents[2] / "benchmarks" / "resume_torture.py"
@@ -185,6 +185,40 @@ def test_a_signal_saves_and_says_how_to_go_on(
     same(whole, tmp_path / "run")
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm may signal torchrun and its processes, and torchrun passes on what it got."""
+    now = [0.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with signals.listening() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+        now[0] = 2.0
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_after_a_validation_does_not_validate_twice(
+    tiny: dict, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of such a stop is of the step before the validation, which a run that goes on does again."""
+    made = [recipe(tiny, pictures, tmp_path / name, stage={"save_every": 100}) for name in ("whole", "stopped")]
+    train(made[0], quiet=True)
+    validate = loop.validate
+
+    def stops(*args, **options):
+        found = validate(*args, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", stops)
+        with pytest.raises(signals.Stopped, match="after step 3 of 6"):
+            train(made[1], quiet=True)
+    train(made[1], quiet=True, resume=True)
+    same(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_a_full_disk_loses_nothing(whole: Path, tiny: dict, pictures: Path, tmp_path: Path) -> None:
     """Files may not grow past a size (a limit of the process stands in for the disk): later checkpoints do not fit."""
     made = recipe(tiny, pictures, tmp_path / "run")
@@ -233,8 +267,6 @@ def test_a_dead_worker_loses_nothing(
 
 def explode_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Have the loss be no number at some steps of the stage `tune`."""
-    from sightline.train import loop
-
     means = loop.means
     count = {"tune": 0}
 

@@ -145,15 +145,18 @@ def held_out(processes: Processes, parallel) -> None:
 
 
 def put_together_again(processes: Processes, parallel) -> None:
-    """What FSDP shared out comes back whole, with its tied output layer tied."""
+    """What FSDP shared out comes back whole, with its tied output layer tied, and what a method kept meanwhile."""
     assembly, _ = build(*METHODS)
+    assembly.model.model.methods["nudge"].register_buffer("seen", torch.zeros(1))
     before = {name: value.clone() for name, value in assembly.model.state_dict().items()}
     stage = Stage.model_validate({"name": "s", "data": {"path": "x"}, "trainable": ["language"]})
     set_trainable(assembly.model, stage)
     plain = outline(assembly.model)
     Engine(Objective(assembly.model, {}), stage, processes, parallel)
+    assembly.model.get_buffer("model.methods.nudge.seen").fill_(1)
     model = put_together(assembly.model, plain)
     after = model.state_dict()
+    before["model.methods.nudge.seen"].fill_(1)
     assert after.keys() == before.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight

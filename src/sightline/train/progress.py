@@ -69,12 +69,15 @@ class Reporter:
         self.console.print(text, highlight=False)
 
     def mark(self) -> dict[str, int]:
-        """Where the files end now, on the disk: what a checkpoint must know to `rewind` to it."""
+        """Where the files end now: what a checkpoint must know to `rewind` to it."""
         if self._file is None:
             return {}
-        self._file.flush()
-        os.fsync(self._file.fileno())
         return {path.name: path.stat().st_size for path in (self._metrics, self._dropped_path) if path.exists()}
+
+    def sync(self) -> None:
+        """Have the disk hold the metrics, before a checkpoint relies on them."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def rewind(self, mark: Mapping[str, int]) -> None:
         """Forget the lines written after `mark`: the steps that they speak of are done again."""

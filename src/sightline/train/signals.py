@@ -1,11 +1,16 @@
 """Ctrl-C and SIGTERM while a stage trains: the step is finished, a checkpoint written, and the way on is said."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from ..errors import SightlineError
+
+ECHO = 1.0
+"""Seconds within which a second signal is taken for the first: a scheduler that signals every process, and torchrun
+that passes on what it got, say the same thing twice."""
 
 
 class Stopped(SightlineError):
@@ -21,19 +26,22 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signum = 0
+        self._asked = 0.0
 
     def __bool__(self) -> bool:
         return self.signum != 0
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum:
+        if not self.signum:
+            self.signum, self._asked = signum, time.monotonic()
+        elif time.monotonic() - self._asked > ECHO:
             signal.default_int_handler(signum, frame)
-        self.signum = signum
 
 
 @contextmanager
 def listening() -> Iterator[StopSignal]:
-    """Take SIGINT and SIGTERM as a wish to stop; a second one stops at once. Outside the main thread, do nothing."""
+    """Take SIGINT and SIGTERM as a wish to stop; another, later than `ECHO`, stops at once. Outside the main thread, do
+    nothing."""
     stop = StopSignal()
     before = {}
     try:

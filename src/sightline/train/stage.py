@@ -75,6 +75,7 @@ def run_stage(
         check_same(saved, {"frozen": frozen, "sizes": list(order.sizes)})
 
     def keep() -> None:
+        desk.reporter.sync()
         tensors = carried_tensors(model, desk.carried)
         state = {
             "stage": number,
@@ -82,7 +83,7 @@ def run_stage(
             "skipped": run.skipped,
             "samples": run.samples,
             "guard": guard.record(),
-            "marks": desk.reporter.mark(),
+            "marks": marks,
             "sizes": list(order.sizes),
             "frozen": frozen,
             "optimized": [name for name, parameter in trained.items() if optimizer.state.get(parameter)],
@@ -94,8 +95,10 @@ def run_stage(
     desk.reporter.start_stage(stage, table, total=run.total, num_rows=sum(order.shares), done=run.step)
     save_every = stage.save_every or tenth(run.total)
     kept = run.step if saved is not None else None
+    marks = desk.reporter.mark()  # as of the last step: what is written after it is written again by a run that goes on
     try:
         for step in train_stage(run):
+            marks = desk.reporter.mark()
             if step % save_every == 0 or step == run.total:
                 keep()
                 kept = step
