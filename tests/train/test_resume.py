@@ -20,6 +20,7 @@ from sightline.errors import SightlineError
 from sightline.train import loop, signals, train
 from sightline.train import run as run_module
 from sightline.train.processes import Processes
+from sightline.train.progress import Reporter
 
 TORTURE = Path(__file__).parents[2] / "benchmarks" / "resume_torture.py"
 TIMES = ("time", "samples_per_s", "tokens_per_s")
@@ -326,6 +327,31 @@ def test_what_may_not_change_may_not_change(
     shutil.copytree(tiny["tied"], replaced)
     with pytest.raises(SightlineError, match="weights that do not train are not those that the run began with"):
         train(begun, quiet=True, resume=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    whole: Path, tiny: dict, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same parts, same data, another seed: every tensor would fit."""
+    made = recipe(tiny, pictures, tmp_path / "run", seed=1)
+    stop_after(monkeypatch, made, "01-tune-0000002")
+    name = "checkpoints/01-tune-0000004"
+    shutil.copytree(whole / name, tmp_path / "run" / name)
+    with pytest.raises(SightlineError, match=r"01-tune-0000004 cannot be gone on with: .*another recipe"):
+        train(made, quiet=True, resume=True)
+
+
+def test_files_that_were_cut_short_end_in_whole_lines(tmp_path: Path, capsys) -> None:
+    line = json.dumps({"stage": "tune", "reason": "over max_length"}) + "\n"
+    for name in ("metrics.jsonl", "dropped.jsonl"):
+        (tmp_path / name).write_text(3 * line)
+    with Reporter(tmp_path) as reporter:
+        mark = reporter.mark()
+        cut(tmp_path / "metrics.jsonl")
+        cut(tmp_path / "dropped.jsonl")
+        reporter.rewind(mark)
+    assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "dropped.jsonl").read_text() == line
+    assert "linesofearliersteps" in "".join(capsys.readouterr().err.split())
 
 
 def test_other_rows_are_refused(tiny: dict, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The run folder: whose run it is, whether it may go on, and what `run.json` says of it."""
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -74,6 +75,12 @@ def differences(recipe: Recipe, begun: Path) -> list[str]:
     was, now = flat(then), flat(yaml.safe_load(dump(recipe)))
     keys = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key) and not is_free(key)]
     return [f"{key}: {was.get(key)} then, {now.get(key)} now" for key in keys]
+
+
+def fixed(recipe: Recipe) -> str:
+    """A hash of what may not change between the parts of a run: whose a checkpoint is."""
+    keys = {key: value for key, value in flat(yaml.safe_load(dump(recipe))).items() if not is_free(key)}
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 
 def is_free(key: str) -> bool:

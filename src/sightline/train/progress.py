@@ -85,10 +85,11 @@ class Reporter:
             return
         for path in (self._metrics, self._dropped_path):
             size = mark.get(path.name, 0)
-            if path.exists() and path.stat().st_size > size:
-                os.truncate(path, size)
-            elif size and (not path.exists() or path.stat().st_size < size):
+            there = path.stat().st_size if path.exists() else 0
+            if there < size:
                 self.say(f"{path} is shorter than when the checkpoint was made: lines of earlier steps are lost")
+            if there:
+                os.truncate(path, path.read_bytes().rfind(b"\n", 0, size) + 1)
         if self._dropped_path.exists():
             rows = [json.loads(line) for line in self._dropped_path.read_text(encoding="utf-8").splitlines()]
             self._dropped = Counter((row["stage"], row["reason"]) for row in rows)

@@ -31,13 +31,13 @@ from ..errors import SightlineError
 from ..models.adapters import check_stage, check_stages, prepare_stage
 from ..models.assemble import Assembly, assemble, attach_methods
 from .features import find_features
-from .folder import held, note_end, note_start, open_run
+from .folder import fixed, held, note_end, note_start, open_run
 from .processes import Processes, joined
 from .progress import Reporter
 from .rows import Sources, lay_out, read_data, rehearse
 from .setup import set_trainable
 from .signals import listening
-from .stage import Desk, run_stage
+from .stage import Desk, check_same, run_stage
 from .trackers import check_trackers, open_trackers
 
 
@@ -79,6 +79,8 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         stop = stack.enter_context(listening())
         checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints, processes=processes)
         saved = processes.agree(lambda: checkpoints.latest(reporter.say)) if resume else None
+        if saved is not None:
+            check_same(saved, {"recipe": fixed(recipe)})
         reporter.rewind(saved.state["marks"] if saved is not None else {})
         if processes.main:
             checkpoints.sweep()

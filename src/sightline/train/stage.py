@@ -15,7 +15,7 @@ from ..models.adapters import changed_names, prepare_stage
 from ..models.assemble import Assembly
 from ..models.modeling import SightlineForConditionalGeneration
 from .engine import Engine, outline, put_together
-from .folder import how_to_go_on
+from .folder import fixed, how_to_go_on
 from .guards import GradientGuard, NoGradient, assert_unmoved, fingerprint
 from .loop import NotFinite, StageRun, tenth, train_stage
 from .objective import Objective
@@ -78,6 +78,7 @@ def run_stage(
         desk.reporter.sync()
         tensors = carried_tensors(model, desk.carried)
         state = {
+            "recipe": fixed(recipe),
             "stage": number,
             "step": run.step,
             "skipped": run.skipped,
@@ -167,7 +168,7 @@ def restore(run: StageRun, saved: Saved, carried: set[str]) -> None:
 
 
 def check_same(saved: Saved, now: Mapping[str, Any]) -> None:
-    """That what a run rests on is what it was: the weights that it does not train, the rows that it reads.
+    """That what a run rests on is what it was: its recipe, the weights that it does not train, the rows that it reads.
 
     Raises:
         SightlineError: saying which is another.
@@ -176,9 +177,10 @@ def check_same(saved: Saved, now: Mapping[str, Any]) -> None:
         "frozen": "the weights that do not train are not those that the run began with: the vision tower or the "
         "language model was replaced, or a library builds it in another way",
         "sizes": "the data has other rows than when the run began",
+        "recipe": "it is of a run with another recipe",
     }
     for key, value in now.items():
-        if saved.state[key] != value:
+        if saved.state.get(key) != value:
             raise SightlineError(
                 f"checkpoint {saved.path} cannot be gone on with: {what[key]}. Restore what was there, or start in "
                 "another folder."
