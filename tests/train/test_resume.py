@@ -109,7 +109,7 @@ def test_twenty_kills(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checkpoint", ["00-pretrain-0000002", "00-pretrain-0000006", "01-tune-0000004"])
 def test_a_run_goes_on_from_its_checkpoint(
-    checkpoint: str, whole: Path, tiny: dict, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: str, whole: Path, tiny: dict, pictures: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     made = recipe(tiny, pictures, tmp_path / "run")
     stop_after(monkeypatch, made, checkpoint)
@@ -117,7 +117,8 @@ def test_a_run_goes_on_from_its_checkpoint(
         train(made, quiet=True)
     train(made, quiet=True, resume=True)
     same(whole, tmp_path / "run")
-    assert train(made, quiet=True, resume=True) == tmp_path / "run", "a finished run is left as it is"
+    assert train(made, resume=True) == tmp_path / "run"
+    assert "is finished; nothing was done" in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["01-tune-0000004", "01-tune-0000006"], "the last two are kept"
 

@@ -64,6 +64,8 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         stack.enter_context(fixed_bits(recipe))
         processes = stack.enter_context(joined(recipe.device))
         if not processes.agree(lambda: open_run(recipe, resume=resume)):
+            if processes.main and not quiet:
+                print(f"the run in '{folder}' is finished; nothing was done", file=sys.stderr)
             return folder
         check_shares(recipe, processes)
         check_trackers(recipe.trackers)
