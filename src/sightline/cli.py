@@ -87,8 +87,10 @@ def train(
         if given:
             raise SightlineError(f"{option} goes with --dry-run. Add it, or leave {option} out.")
     from .train import train as run
-    from .train.folder import how_to_go_on
+    from .train.folder import check_place, how_to_go_on
 
+    if resume:
+        check_place(Path(recipe), resolved)
     try:
         folder = run(resolved, resume=resume)
     except KeyboardInterrupt:

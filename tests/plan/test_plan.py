@@ -132,6 +132,19 @@ def test_what_would_stop_training_stops_the_dry_run(pictures):
         plan(make_recipe(captions, weights={"nothing": 1.0}))
     with pytest.raises(SightlineError, match=r"an image has \d+ tokens and max_length is 8"):
         plan(make_recipe(captions).model_copy(update={"max_length": 8}))
+    adapters = {"trainable": ["connector", "language"], "lora": {"rank": 2, "targets": ["q_porj"]}}
+    with pytest.raises(SightlineError, match="names 'q_porj', and the decoder has no linear layer of that name"):
+        plan(make_recipe(captions, **adapters))
+
+
+def test_adapters_are_found_by_the_end_of_a_name(pictures):
+    """As peft finds them: `q_proj` and `self_attn.q_proj` are the same layers."""
+    trained = []
+    for target in ("q_proj", "self_attn.q_proj"):
+        adapters = {"trainable": ["connector", "language"], "lora": {"rank": 2, "targets": [target]}}
+        parts = plan(make_recipe(pictures / "captions.json", **adapters)).stages[0].parts
+        trained.append(next(part.trained for part in parts if part.name == "language"))
+    assert trained[0] == trained[1] > 0
 
 
 def test_a_method_that_trains_asks_for_gradients(tiny, pictures):

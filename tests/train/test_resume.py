@@ -15,6 +15,7 @@ import torch
 
 from sightline.checkpoints import load_model
 from sightline.checkpoints.resume import Checkpoints, NotWritten, verified
+from sightline.cli import main
 from sightline.config import Recipe, check, dump
 from sightline.errors import SightlineError
 from sightline.train import loop, signals, train
@@ -353,6 +354,21 @@ def test_files_that_were_cut_short_end_in_whole_lines(tmp_path: Path, capsys) ->
         reporter.rewind(mark)
     assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "dropped.jsonl").read_text() == line
     assert "linesofearliersteps" in "".join(capsys.readouterr().err.split())
+
+
+def test_a_run_folder_that_was_moved_says_where_its_run_would_go(
+    tiny: dict, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    made = recipe(tiny, pictures, tmp_path / "run")
+    stop_after(monkeypatch, made, "01-tune-0000002")
+    moved = (tmp_path / "run").rename(tmp_path / "moved here")
+    monkeypatch.setattr(sys, "argv", ["sightline", "train", str(moved / "recipe.yaml"), "--resume"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert f"its run is to be in '{tmp_path / 'run'}'" in error
+    assert f"sightline train '{moved}/recipe.yaml' --resume 'out={moved}'" in error
+    assert not (tmp_path / "run").exists(), "nothing was begun there"
 
 
 def test_other_rows_are_refused(tiny: dict, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

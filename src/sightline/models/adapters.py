@@ -88,7 +88,7 @@ def check_stage(
             )
         if stage.lora is not None:
             require("peft", "peft", "lora")
-            _check_layers(model, stage.lora, stage.name)
+            check_layers(model, stage.lora, stage.name)
         if stage.frozen == "nf4":
             if sharded:
                 raise SightlineError(
@@ -250,7 +250,7 @@ def _targets(model: SightlineForConditionalGeneration, lora: LoRA) -> set[str]:
     return set(lora.targets) if lora.targets is not None else {name.rpartition(".")[2] for name in names}
 
 
-def _check_layers(model: SightlineForConditionalGeneration, lora: LoRA, stage: str) -> None:
+def check_layers(model: SightlineForConditionalGeneration, lora: LoRA, stage: str) -> None:
     """Every target is the name of some linear layer, and PiSSA's rank is one that it has."""
     layers = {n.removesuffix(".base_layer"): m for n, m in base_linears(model.model.language_model)}
     known = sorted({name.rpartition(".")[2] for name in layers})

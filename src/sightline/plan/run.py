@@ -8,6 +8,7 @@ from typing import Any
 from .. import __version__
 from ..config import Recipe, Stage
 from ..errors import SightlineError
+from ..models.adapters import check_layers
 from ..models.modeling import SightlineForConditionalGeneration
 from ..train.loop import num_steps
 from ..train.objective import Objective
@@ -132,6 +133,8 @@ def plan_stage(
     """The plan of one stage."""
     table = set_trainable(model, stage)
     Objective(model, stage.weights)
+    if stage.lora is not None:
+        check_layers(model, stage.lora, stage.name)
     sizes, training, rows = shapes(model), training_of(stage, model), stage_rows(stage, text_tokens=text_tokens)
     if sizes.tokens + sizes.slots >= recipe.max_length:
         raise SightlineError(

@@ -59,7 +59,8 @@ class Stack:
         """One layer's linears that get an adapter."""
         if lora.targets is None:
             return self.linears
-        return tuple(linear for linear in self.linears if linear.name.split(".")[-1] in lora.targets)
+        ends = tuple(f".{target}" for target in lora.targets)
+        return tuple(linear for linear in self.linears if f".{linear.name}".endswith(ends))
 
 
 @dataclass(frozen=True)

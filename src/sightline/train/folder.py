@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -66,6 +67,21 @@ def claim(recipe: Recipe) -> None:
         claim_empty(folder, f"run '{recipe.name}'")
 
 
+def check_place(file: Path, recipe: Recipe) -> None:
+    """That a recipe that is taken up again from its run folder names that folder: moved or copied, it names another.
+
+    Raises:
+        SightlineError: saying where it is, and how to go on there.
+    """
+    here = file.parent
+    if file.name == "recipe.yaml" and (here / "run.json").is_file() and here.resolve() != recipe.run_folder.resolve():
+        on = f"{how_to_go_on(here)} {shlex.quote(f'out={here}')}"
+        raise SightlineError(
+            f"'{file}' lies in a run folder, and its run is to be in '{recipe.run_folder}': the folder was moved or "
+            f"copied, or is named from another place. To go on with it: {on}"
+        )
+
+
 def differences(recipe: Recipe, begun: Path) -> list[str]:
     """What a recipe changes of the one that a run was begun with, as `key: then, now`; keys that are free apart."""
     try:
@@ -105,7 +121,7 @@ def how_to_go_on(folder: Path) -> str:
     """The command that takes a run up again, on as many processes as now."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     start = f"torchrun --nproc-per-node {world} -m sightline" if world > 1 else "sightline"
-    return f"{start} train {folder / 'recipe.yaml'} --resume"
+    return f"{start} train {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
 
 
 @contextmanager
