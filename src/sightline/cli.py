@@ -1,6 +1,7 @@
 """The command line: thin, every command calls one public function, and nothing heavy is imported for `--help`."""
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -354,10 +355,19 @@ def main() -> None:
         app()
     except SightlineError as error:
         typer.echo(f"error: {error}" if error.exit_code == 2 else str(error), err=True)
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
         place = f" '{error.filename}'" if error.filename else ""
         typer.echo(f"error: cannot read or write{place}: {error.strerror or error}. Choose another place.", err=True)
-        sys.exit(2)
+        leave(2)
+
+
+def leave(code: int) -> None:
+    """Exit with an error. Of several processes none may wait at its end for one that has gone (DDP's threads can)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -13,7 +13,7 @@ from sightline.errors import SightlineError
 from sightline.methods.base import AlignmentMethod, LossSpec, MethodConfig, Needs, Sizes
 from sightline.models.assemble import assemble
 from sightline.train import train
-from sightline.train.guards import GradientGuard, NoGradient, assert_unmoved, fingerprint, hash_bits
+from sightline.train.guards import GradientGuard, NoGradient, added_up, assert_unmoved, fingerprint, hash_bits
 from sightline.train.processes import Processes
 from sightline.train.setup import set_trainable
 
@@ -101,14 +101,19 @@ def test_a_frozen_parameter_that_moves_stops_the_run(
 def test_the_fingerprint_sees_one_bit(dtype: torch.dtype) -> None:
     values = torch.arange(1000).to(dtype)
     before = hash_bits(values)
-    assert hash_bits(values[:300]) ^ hash_bits(values[300:]) == before, "shards put together"
+    assert added_up([hash_bits(values[:300]), hash_bits(values[300:])]) == before, "shards put together"
     values.view(torch.uint8)[7] ^= 1
     assert hash_bits(values) != before
     frozen = nn.Parameter(torch.ones(3), requires_grad=False)
     trained = nn.Parameter(torch.ones(3))
     assert list(fingerprint([("a", frozen), ("b", trained)], Processes())) == ["a"]
     with pytest.raises(SightlineError, match=r"'a' moved"):
-        assert_unmoved({"a": 1}, {"a": 2}, stage="s")
+        assert_unmoved({"a": [1, 0]}, {"a": [2, 0]}, stage="s")
+
+
+def test_the_fingerprint_sees_a_norm_scaled_as_one() -> None:
+    """Equal bits cancel out of an exclusive or."""
+    assert hash_bits(torch.ones(8)) != hash_bits(torch.ones(8) * 0.999)
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2", "registers"])

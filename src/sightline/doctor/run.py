@@ -141,9 +141,11 @@ class _Examination:
                     self.report.add(*mine.held_out(where, sample))
                 record.images += len(sample.images)
                 for image in sample.images:
-                    if getattr(image, "data", None) is not None:  # bytes in a row of Parquet: not kept until later
+                    if (
+                        data := getattr(image, "data", None)
+                    ) is not None:  # bytes in a row of Parquet: not kept until later
                         embedded.append((image, (where, 1, stops)))
-                        held += len(image.data)
+                        held += len(data)
                         if held > EMBEDDED_BYTES:
                             held = self._embedded(embedded)
                         continue

@@ -109,9 +109,6 @@ def put_together(model: nn.Module, plain: nn.Module) -> Any:
     for name, parameter in list(plain.named_parameters(remove_duplicate=False)):
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, made[id(parameter)])
-    for (
-        name,
-        buffer,
-    ) in plain.named_buffers():  # each process has its own, whole; a method may write to one as it trains
+    for name, buffer in plain.named_buffers():  # whole in each process; a method may write to one as it trains
         buffer.copy_(model.get_buffer(name))
     return plain

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,25 +76,41 @@ def shortened(names: Iterable[str]) -> str:
     )
 
 
-def fingerprint(named: Iterable[tuple[str, nn.Parameter]], processes: Processes) -> dict[str, int]:
+Fingerprint = dict[str, list[int]]
+"""Of each parameter: the exclusive or of its elements' bits, and of a vector also their sum."""
+
+
+def fingerprint(named: Iterable[tuple[str, nn.Parameter]], processes: Processes) -> Fingerprint:
     """A hash of the bits of each frozen parameter, the same however many processes share it out."""
     frozen = {name: parameter for name, parameter in named if not parameter.requires_grad}
     mine = {name: hash_bits(local(parameter)) for name, parameter in frozen.items()}
-    shards = processes.gather(mine)
+    everyone = processes.gather(mine)
     return {
-        name: functools.reduce(operator.xor, (shard[name] for shard in shards))
-        if isinstance(p, DTensor)
-        else mine[name]
-        for name, p in frozen.items()
+        name: added_up([shards[name] for shards in everyone]) if isinstance(parameter, DTensor) else mine[name]
+        for name, parameter in frozen.items()
     }
 
 
-def hash_bits(tensor: Tensor) -> int:
-    """The exclusive or of its elements' bits."""
-    return int(torch.hash_tensor(tensor.detach()).view(torch.int64)) if tensor.numel() else 0
+def hash_bits(tensor: Tensor) -> list[int]:
+    """The exclusive or of its elements' bits, and of a vector their sum.
+
+    Equal bits cancel out of the first: all ones of a norm scaled alike would not show. Summing matrices would take long.
+    """
+    tensor = tensor.detach()
+    if not tensor.numel():
+        return [0, 0]
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    total = int(tensor.view(integers).sum(dtype=torch.int64)) if tensor.ndim < 2 else 0
+    return [int(torch.hash_tensor(tensor).view(torch.int64)), total % 2**64]
 
 
-def assert_unmoved(before: Mapping[str, int], now: Mapping[str, int], *, stage: str) -> None:
+def added_up(shards: Sequence[list[int]]) -> list[int]:
+    """The hash of a tensor from those of its shards."""
+    total = sum(shard[1] for shard in shards) % 2**64
+    return [functools.reduce(operator.xor, (shard[0] for shard in shards)), total]
+
+
+def assert_unmoved(before: Fingerprint, now: Fingerprint, *, stage: str) -> None:
     """That frozen parameters are as they were.
 
     Raises:
