@@ -141,9 +141,8 @@ class _Examination:
                     self.report.add(*mine.held_out(where, sample))
                 record.images += len(sample.images)
                 for image in sample.images:
-                    if (
-                        data := getattr(image, "data", None)
-                    ) is not None:  # bytes in a row of Parquet: not kept until later
+                    data = getattr(image, "data", None)
+                    if data is not None:  # bytes in a row of Parquet: not kept until later
                         embedded.append((image, (where, 1, stops)))
                         held += len(data)
                         if held > EMBEDDED_BYTES:

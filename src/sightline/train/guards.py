@@ -94,7 +94,7 @@ def fingerprint(named: Iterable[tuple[str, nn.Parameter]], processes: Processes)
 def hash_bits(tensor: Tensor) -> list[int]:
     """The exclusive or of its elements' bits, and of a vector their sum.
 
-    Equal bits cancel out of the first: all ones of a norm scaled alike would not show. Summing matrices would take long.
+    Equal bits cancel out of the first: a norm of ones that is scaled would not show. Summing matrices would take long.
     """
     tensor = tensor.detach()
     if not tensor.numel():
