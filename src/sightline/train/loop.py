@@ -163,7 +163,9 @@ def take_step(
     if finite:
         optimizer.step()
     elif stage.non_finite == "raise":
-        rows = ", ".join(name for part in processes.gather([b.ids for b in batches]) for ids in part for name in ids)
+        rows = ", ".join(
+            name for part in processes.gather([b.ids for b in batches if b.counted]) for ids in part for name in ids
+        )
         what = f"the loss of stage '{stage.name}' is {losses['loss']}"
         if math.isfinite(losses["loss"]):
             what = f"the gradient of stage '{stage.name}' has the norm {norm}"
