@@ -69,7 +69,7 @@ def base_weight(linear: Any) -> Float[Tensor, "out_features in_features"]:
     """A layer's weight in fp32: what its 4 bits stand for, where it holds those."""
     if not is_nf4(linear):
         return linear.weight.data.float()
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
     state = copy.copy(linear.weight.quant_state)
     state.dtype = torch.float32
@@ -172,6 +172,6 @@ def require(package: str, extra: str, what: str) -> None:
 
 def _bitsandbytes() -> Any:
     require("bitsandbytes", "qlora", "frozen=nf4 (QLoRA)")
-    import bitsandbytes
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
 
     return bitsandbytes
