@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from sightline.checkpoints import load_model
 from sightline.checkpoints.resume import Checkpoints, NotWritten, verified
@@ -266,6 +267,18 @@ def test_a_dead_worker_loses_nothing(
             train(made, quiet=True)
     train(made, quiet=True, resume=True)
     same(whole, tmp_path / "run")
+
+
+def test_a_worker_that_dies_does_not_interrupt_a_step() -> None:
+    """Whatever handler was there (torch's own, of an earlier loader), none is while steps are taken."""
+    rows = [0, 1, 2]
+    next(iter(DataLoader(rows, num_workers=1)))  # pyright: ignore
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = loop._alive(DataLoader(rows, num_workers=1))  # pyright: ignore
+    next(batches)
+    assert before != signal.SIG_DFL and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    batches.close()  # pyright: ignore
+    assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def explode_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:

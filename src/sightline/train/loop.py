@@ -280,12 +280,12 @@ def _alive(loader: Iterable[Fetched | SightlineError]) -> Iterator[Fetched | Sig
     Raises:
         SightlineError: if a worker died, or cannot pass on what it made.
     """
-    main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
+    ours = threading.current_thread() is threading.main_thread() and handler is not None
     try:
         fetched = iter(loader)
-        if main_thread and handler is not None:
-            signal.signal(signal.SIGCHLD, handler)
+        if ours:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from fetched
     except (RuntimeError, ConnectionError, EOFError) as error:
         died = "exited unexpectedly" in str(error) or "killed by signal" in str(error)
@@ -295,3 +295,6 @@ def _alive(loader: Iterable[Fetched | SightlineError]) -> Iterator[Fetched | Sig
             f"a process that prepares batches died: {str(error).splitlines()[0]}. Most often the machine ran out of "
             "memory. Use fewer `workers`, or 0."
         ) from None
+    finally:
+        if ours:
+            signal.signal(signal.SIGCHLD, handler)
