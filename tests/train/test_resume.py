@@ -270,15 +270,20 @@ def test_a_dead_worker_loses_nothing(
 
 
 def test_a_worker_that_dies_does_not_interrupt_a_step() -> None:
-    """Whatever handler was there (torch's own, of an earlier loader), none is while steps are taken."""
+    """Whatever handler was there (torch's own, of an earlier loader, in use), none is while steps are taken."""
     rows = [0, 1, 2]
-    next(iter(DataLoader(rows, num_workers=1)))  # pyright: ignore
-    before = signal.getsignal(signal.SIGCHLD)
-    batches = loop._alive(DataLoader(rows, num_workers=1))  # pyright: ignore
-    next(batches)
-    assert before != signal.SIG_DFL and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
-    batches.close()  # pyright: ignore
-    assert signal.getsignal(signal.SIGCHLD) == before
+
+    def handler(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        batches = loop._alive(DataLoader(rows, num_workers=1))  # pyright: ignore
+        next(batches)
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+        batches.close()  # pyright: ignore
+        assert signal.getsignal(signal.SIGCHLD) is handler
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def explode_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
