@@ -1,13 +1,13 @@
-"""Builds the world's CLIP: a standard `CLIPModel`, trained on pictures and captions of the `train` split.
+"""Builds the world's CLIPs: standard `CLIPModel`s, trained on pictures and captions of the `train` split.
 
-Contrast of pictures with captions alone teaches colour and background and leaves shape out. Three
-additions, each measured in trials to be needed: crops of single things with short captions, first most of the steps and
-later fewer; a term for each content word, whose own text feature must be near the four patches that answer to it best;
-and captions with one word wrong.
+Contrast of pictures with captions alone teaches colour and background and leaves shape out. What makes the difference was
+measured in trials: cells with one item and short captions, first most of the steps and later fewer; a term for each content
+word, whose own text feature must be near the patches that answer to it best; captions with one attribute wrong; and cells
+without colour, so that a shape is known in colours it was never seen in. `CONTRAST_ONLY` does without all of them.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,51 +15,69 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from ..files import claim_empty
-from .cards import Scores, save_backbone, write_card
-from .clip_data import MEAN, STD, WORDS, ClipBatch, crop_batch, draw_scenes, picture_batch
-from .scene import Geometry, Split
+from .cards import Build, finish
+from .clip_data import MEAN, STD, ClipBatch, Kind, clip_batch
+from .draw import SIDE
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
-from .training import Progress, descend, one_thread, run
+from .training import Descent, Progress, descend, one_thread
 
-MAX_TEXT = 48
-"""Tokens; the longest caption has 30."""
+MAX_TEXT = 80
+BOX = 4
+"""Pillow's number for the filter that averages: a high view becomes the low view exactly."""
 
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """How the CLIP is built."""
+    """How a CLIP is built."""
 
-    steps: int = 3000
+    steps: int = 8000
     seed: int = 0
-    scenes: int = 12_000
-    """Training pictures, drawn once."""
-    picture_batch: int = 64
-    crop_batch: int = 160
-    crop_share: tuple[float, float] = (0.9, 0.3)
-    """Share of the steps that see crops, before and after `crop_until`."""
-    crop_until: float = 0.45
+    width: int = 128
+    patch: int = 16
+    early: dict[Kind, float] = field(
+        default_factory=lambda: {"cell": 0.5, "fine cell": 0.25, "grey cell": 0.15, "picture": 0.05, "quarter": 0.05}
+    )
+    """Share of the steps that see each kind of batch, before `early_until`."""
+    late: dict[Kind, float] = field(
+        default_factory=lambda: {"cell": 0.15, "fine cell": 0.1, "grey cell": 0.05, "picture": 0.45, "quarter": 0.25}
+    )
+    early_until: float = 0.45
     """Fraction of the steps."""
+    crops: int = 160
+    """Cells in a batch."""
+    pictures: int = 64
+    """Pictures, or quarters, in a batch."""
     shorten: float = 0.5
-    """Share of the captions of pictures that name only one or two things."""
+    """Share of the captions of pictures that name only some things."""
+    wrong: bool = True
+    """Whether pictures come with captions that have one attribute wrong."""
+    word_term: bool = True
+    """Whether content words by themselves are compared with patches."""
     best_patches: int = 4
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 100
 
 
-def clip_config(tokenizer: PreTrainedTokenizerFast, geometry: Geometry, *, patch: int = 16) -> CLIPConfig:
-    """1.2 M parameters: a tower of 4 layers of width 128, a text tower of 2 layers of width 96."""
+CONTRAST_ONLY = ClipRecipe(
+    steps=5000, early={"picture": 1.0}, late={"picture": 1.0}, shorten=0.0, wrong=False, word_term=False
+)
+"""Pictures and their captions, InfoNCE, and nothing else."""
+
+
+def clip_config(tokenizer: PreTrainedTokenizerFast, recipe: ClipRecipe) -> CLIPConfig:
+    """A tower of 4 layers, and a text tower of 2 layers of width 96."""
     return CLIPConfig(
         vision_config={
-            "hidden_size": 128,
-            "intermediate_size": 512,
+            "hidden_size": recipe.width,
+            "intermediate_size": 4 * recipe.width,
             "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "image_size": geometry.image,
-            "patch_size": patch,
+            "num_attention_heads": recipe.width // 32,
+            "image_size": SIDE["low"],
+            "patch_size": recipe.patch,
         },
         text_config={
             "vocab_size": len(tokenizer),
@@ -76,12 +94,13 @@ def clip_config(tokenizer: PreTrainedTokenizerFast, geometry: Geometry, *, patch
     )
 
 
-def clip_processor(tokenizer: PreTrainedTokenizerFast, geometry: Geometry) -> CLIPProcessor:
+def clip_processor(tokenizer: PreTrainedTokenizerFast) -> CLIPProcessor:
     """Pillow's image processor, so that pixels are the same on every machine, and the tokenizer."""
-    size = geometry.image
+    side = SIDE["low"]
     images = CLIPImageProcessorPil(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        resample=BOX,
         image_mean=[MEAN] * 3,
         image_std=[STD] * 3,
     )
@@ -100,9 +119,8 @@ def encode_pixels(
 ) -> tuple[Float[Tensor, "batch d_joint"], Float[Tensor, "batch patches d_joint"]]:
     """Image and patch features in the joint space, of unit length.
 
-    Pictures and crops alike: `positions` says where the patches stand, and for whole pictures the first
-    result is what `CLIPModel.get_image_features` gives. Patches go the way of the class token
-    (post_layernorm, visual_projection).
+    Pictures and crops alike: `positions` says where the patches stand, and for whole pictures the first result is what
+    `CLIPModel.get_image_features` gives. Patches go the way of the class token (post_layernorm, visual_projection).
     """
     tower = model.vision_model
     patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
@@ -137,76 +155,104 @@ def word_loss(
 ) -> Float[Tensor, ""]:
     """Each word that a picture shows against all that it does not, by the mean over its best patches."""
     best = similarity.topk(min(best_patches, similarity.shape[1]), dim=1).values.mean(dim=1)
-    absent = best.masked_fill(batch.words, -torch.inf).logsumexp(dim=1, keepdim=True)
-    return F.softplus(absent - best)[batch.words].mean()
+    absent = best.masked_fill(~batch.absent, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return F.softplus(absent - best)[batch.present].mean()
 
 
-def train_clip(
-    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, recipe: ClipRecipe, geometry: Geometry
-) -> Iterator[float]:
-    """Trains `model` in place and yields the loss of each step."""
-    rng = np.random.Generator(np.random.Philox(key=[recipe.seed, 1]))
-    scenes, pixels = draw_scenes(recipe.seed, "train", recipe.scenes, geometry)
-    patch = patch_size(model)
-    patches = (geometry.image // patch) ** 2
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / recipe.warmup, 0.5 + 0.5 * np.cos(np.pi * step / recipe.steps) + 0.01),
-    )
-    model.train()
-    for step in range(recipe.steps):
-        if rng.random() < recipe.crop_share[step >= recipe.crop_until * recipe.steps]:
-            batch = crop_batch(scenes, pixels, recipe.crop_batch, rng, patch=patch, geometry=geometry)
-        else:
-            batch = picture_batch(scenes, pixels, recipe.picture_batch, rng, patches=patches, shorten=recipe.shorten)
-        images, dense = encode_pixels(model, batch.pixels, batch.positions)
-        texts = encode_texts(model, tokenizer, (*WORDS, *batch.texts))
-        words, captions = texts.split([len(WORDS), len(batch.texts)])
-        scale = model.logit_scale.exp().clamp(max=100.0)
-        loss = contrast_loss(scale * images @ captions.T, batch)
+def clip_loss(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, batch: ClipBatch, recipe: ClipRecipe
+) -> Float[Tensor, ""]:
+    """Contrast of pictures with captions, and of words with patches."""
+    images, dense = encode_pixels(model, batch.pixels, batch.positions)
+    scale = model.logit_scale.exp().clamp(max=100.0)
+    loss = contrast_loss(scale * images @ encode_texts(model, tokenizer, batch.texts).T, batch)
+    if recipe.word_term:
+        words = encode_texts(model, tokenizer, batch.words)
         loss = loss + word_loss(scale * dense @ words.T, batch, recipe.best_patches)
-        descend(model, loss, optimizer, schedule)
-        yield loss.item()
-    model.eval()
+    return loss
+
+
+@dataclass(frozen=True)
+class Steps(Dataset[ClipBatch]):
+    """The batch of each step, a pure function of its number."""
+
+    recipe: ClipRecipe
+
+    def __getitem__(self, step: int) -> ClipBatch:
+        recipe = self.recipe
+        rng = np.random.Generator(np.random.Philox(key=[recipe.seed, 1], counter=[0, 0, 0, step]))
+        shares = recipe.early if step < recipe.early_until * recipe.steps else recipe.late
+        kinds, weights = list(shares), np.array(list(shares.values()))
+        kind = kinds[int(np.searchsorted(weights.cumsum() / weights.sum(), rng.random(), side="right"))]
+        size = recipe.crops if kind.endswith("cell") else recipe.pictures
+        return clip_batch(
+            kind, size, rng, seed=recipe.seed, patch=recipe.patch, shorten=recipe.shorten, wrong=recipe.wrong
+        )
+
+    def ahead(self, start: int) -> Iterator[ClipBatch]:
+        """The batches from a step on, drawn by another process while this one trains."""
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(start, self.recipe.steps),
+            num_workers=1,
+            prefetch_factor=8,
+            multiprocessing_context="fork",
+        )
+        return iter(loader)
 
 
 def build_clip(
     out: Path, recipe: ClipRecipe | None = None, progress: Progress | None = None, *, measured: int = 300
 ) -> None:
-    """Train the CLIP, save it to the folder `out`, measure what was saved, and write its card.
+    """Train a CLIP, save it to the folder `out`, measure what was saved, and write its card.
 
-    Runs on one thread whatever the machine has, so that the weights depend on the recipe and torch's
-    version alone.
+    A build that was stopped goes on when it is run again.
 
     Args:
         measured: pictures of `validation` and of `novel` that the card's numbers are taken on.
 
     Raises:
-        SightlineError: if `out` holds files already.
+        SightlineError: if `out` holds files already, or a build of other settings is under way there.
     """
     from .measure_clip import measure_clip
 
-    recipe, geometry = recipe or ClipRecipe(), Geometry()
-    claim_empty(out, "a backbone")
+    recipe = recipe or ClipRecipe()
+    build = Build(out, recipe)
     tokenizer = build_tokenizer(append_eos=True, max_length=MAX_TEXT)
-    with one_thread(recipe.seed) as clock:
-        model = CLIPModel(clip_config(tokenizer, geometry))
-        run(train_clip(model, tokenizer, recipe, geometry), recipe.steps, progress)
-        seconds = clock()
-        save_backbone(model, clip_processor(tokenizer, geometry), out)
-        saved = CLIPModel.from_pretrained(out, dtype=torch.float32)
-        splits: tuple[Split, ...] = ("validation", "novel")
-        scores = [
-            Scores(split, measured, measure_clip(saved, tokenizer, split=split, pictures=measured)) for split in splits
-        ]
-    write_card(
-        out,
-        seconds=seconds,
-        scores=scores,
-        data="pictures, crops of single things and captions of the world's train split; no truth by patch; which "
-        "captions of a batch are true of which pictures is used, so that no true one is pushed away",
-        objective="InfoNCE, a term for each content word, captions with one word wrong",
-        recipe=asdict(recipe),
-        words="a patch is nearest to the text feature of its word with a positive sign, last layer",
-    )
+    batches: Iterator[ClipBatch] = iter(())
+
+    def loss_of(step: int) -> Tensor:
+        nonlocal batches
+        batch = next(batches, None)
+        if batch is None:
+            batches = Steps(recipe).ahead(step)
+            batch = next(batches)
+        return clip_loss(model, tokenizer, batch, recipe)
+
+    def rate(step: int) -> float:
+        return min((step + 1) / recipe.warmup, 0.5 + 0.5 * float(np.cos(np.pi * step / recipe.steps)) + 0.01)
+
+    with one_thread(recipe.seed):
+        model = CLIPModel(clip_config(tokenizer, recipe))
+        seconds = descend(
+            model,
+            loss_of,
+            Descent(recipe.steps, recipe.lr, recipe.weight_decay, rate),
+            state=build.state,
+            recipe=recipe,
+            progress=progress,
+        )
+        plain = not recipe.word_term and not recipe.wrong
+        finish(
+            build,
+            model,
+            clip_processor(tokenizer),
+            measure=lambda split: measure_clip(build.load(CLIPModel), tokenizer, split=split, pictures=measured),
+            seconds=seconds,
+            data="pictures and captions of the world's train split; which captions of a batch are true of which pictures "
+            "is used, so that no true one is pushed away; no truth by patch"
+            + ("" if plain else "; cells of single items and quarters of the high view, with what is in them"),
+            objective="InfoNCE"
+            + ("" if plain else ", a term for each content word, captions with one attribute wrong"),
+        )

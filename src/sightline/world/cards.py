@@ -1,10 +1,10 @@
 """Saving a backbone with its card: what it was trained on, how, and what it measures."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import PIL
@@ -12,19 +12,41 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..files import atomic_folder, write_json
+from ..evaluation.metrics import Estimate
+from ..files import atomic_folder, claim_empty, write_json
+from .scene import Split
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
+MEASURED_ON: tuple[Split, ...] = ("validation", "novel")
+
+Scores = Mapping[str, Estimate]
+"""Shares between 0 and 1 by what was measured, each with its 95% interval and the number of cases."""
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What was measured, on which split, on how many pictures or scenes."""
+class Build:
+    """A backbone being built.
 
-    split: str
-    n: int
-    values: Mapping[str, float]
+    Raises:
+        SightlineError: if its folder holds files already.
+    """
+
+    out: Path
+    recipe: Any
+
+    def __post_init__(self) -> None:
+        claim_empty(self.out, "a backbone")
+
+    @property
+    def state(self) -> Path:
+        """The file that holds its training while it is under way."""
+        return self.out.with_name(f"{self.out.name}.training.safetensors")
+
+    def load(self, kind: type[Model]) -> Model:
+        """What was saved, in fp32."""
+        return kind.from_pretrained(self.out, dtype=torch.float32).eval()
 
 
 def weights_hash(folder: Path) -> str:
@@ -32,27 +54,35 @@ def weights_hash(folder: Path) -> str:
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
-def save_backbone(model: PreTrainedModel, text: PreTrainedTokenizerBase | ProcessorMixin, out: Path) -> None:
-    """Write weights in fp16 with the tokenizer or processor; the folder appears whole or not at all."""
+def finish(
+    build: Build,
+    model: PreTrainedModel,
+    text: PreTrainedTokenizerBase | ProcessorMixin,
+    *,
+    measure: Callable[[Split], Scores],
+    seconds: float,
+    **about: Any,
+) -> None:
+    """Save a trained backbone in fp16, measure what was saved, and write its card.
+
+    Args:
+        measure: the scores on a split of what is in the folder.
+        seconds: wall time of the training, on one thread.
+        about: data and objective, in words.
+    """
+    out = build.out
     with atomic_folder(out) as partial:
         model.half().save_pretrained(partial)
         text.save_pretrained(partial)
-
-
-def write_card(folder: Path, *, seconds: float, scores: list[Scores], **about: Any) -> None:
-    """Write the card of a saved backbone.
-
-    Args:
-        seconds: wall time of the training, on one thread.
-        about: data, objective and recipe, in words and numbers.
-    """
     card = {
         **about,
+        "recipe": asdict(build.recipe),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(seconds),
-        "threads": 1,
-        "scores": [{"split": s.split, "n": s.n, **s.values} for s in scores],
-        "weights_sha256": weights_hash(folder),
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "device": "cpu, one thread",
+        "scores": {split: as_json(measure(split)) for split in MEASURED_ON},
+        "weights_sha256": weights_hash(out),
+        "bytes": sum(path.stat().st_size for path in out.iterdir()),
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -60,4 +90,13 @@ def write_card(folder: Path, *, seconds: float, scores: list[Scores], **about: A
             "pillow": PIL.__version__,
         },
     }
-    write_json(folder / CARD, card)
+    write_json(out / CARD, card)
+    build.state.unlink(missing_ok=True)
+
+
+def as_json(scores: Scores) -> dict[str, dict[str, float]]:
+    """Scores as a card holds them."""
+    return {
+        name: {"share": round(e.value, 4), "low": round(e.low, 4), "high": round(e.high, 4), "n": e.n}
+        for name, e in scores.items()
+    }

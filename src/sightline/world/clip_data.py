@@ -1,36 +1,49 @@
-"""What the world's CLIP learns from: pictures and crops of single things, with captions full or short.
+"""What the world's CLIP learns from: pictures, quarters of the high view and cells, with captions full or short.
 
-No truth by patch is used. Two weaker kinds of truth are, and the backbone's card says so: where a single
-thing stands (a crop is its cell), and which captions of a batch are true of which pictures, so that a true
-one is never pushed away.
+No truth by patch is used. Two weaker kinds of truth are, and the backbone's card says so: where single items stand (a
+crop is a cell, or a quarter with what is in it), and which captions of a batch are true of which pictures, so that a true one
+is never pushed away.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 
-from .draw import render
-from .language import TEMPLATES, caption, list_things, name_thing
-from .scene import BACKGROUNDS, COLOURS, SEEN_PAIRS, SHAPES, Geometry, Scene, Split, Thing, sample_scene
+from .claims import Claim, full_claim, partial_claim, statements_of, swap, swappable, truth_of
+from .draw import CELL, HIGH, SIDE, View, item_masks, render, render_cell
+from .language import TEMPLATES, name_item, name_pair
+from .lexicon import DISTRACTORS
+from .scene import BACKGROUNDS, COLOURS, GRID, LETTERS, SHAPES, SIZES, Plate, Scene, Thing, choose, sample_scene
 
-WORDS = (*COLOURS, *SHAPES, *BACKGROUNDS)
-"""The content words: those that a patch can show."""
-Fact = str | tuple[str, str]
-"""What a caption can state: that a word, or a colour and a shape in one thing, is in the picture."""
+Kind = Literal["cell", "fine cell", "grey cell", "quarter", "picture"]
+
+WORDS = (*COLOURS, *SHAPES, *SIZES, *LETTERS, "sign", "card", *BACKGROUNDS)
+"""The words that a patch can show."""
+NEVER = 24
+"""Distractors that stand beside them in a step, always absent."""
+SCENES = 1 << 24
+"""Scenes that pictures are drawn of."""
+SEEN_SHARE = 0.6
+"""Least share of an item that a quarter shows for it to be told."""
 
 MEAN, STD = 0.5, 0.5
 """Of the image processor, for every channel."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A caption and the facts that it states."""
+class Look:
+    """Pixels, and what is in them as a scene of its own."""
 
-    text: str
-    facts: frozenset[Fact]
+    pixels: UInt8[np.ndarray, "height width 3"]
+    scene: Scene
+    view: View
+    cut: frozenset[str] = frozenset()
+    """Words of items that are cut off: neither shown nor absent."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +56,143 @@ class ClipBatch:
     texts: tuple[str, ...]
     true: Bool[Tensor, "batch texts"]
     """Whether a caption is true of a picture."""
-    words: Bool[Tensor, "batch words"]
-    """Which of `WORDS` a picture shows."""
+    words: tuple[str, ...]
+    present: Bool[Tensor, "batch words"]
+    """Which of `words` a picture shows."""
+    absent: Bool[Tensor, "batch words"]
+    """Which it does not show; a picture without colours tells nothing about them."""
 
 
-def draw_scenes(
-    seed: int, split: Split, count: int, geometry: Geometry
-) -> tuple[list[Scene], UInt8[Tensor, "scenes 3 height width"]]:
-    """Scenes of a split with their pictures."""
-    scenes = [sample_scene(seed, split, i, geometry) for i in range(count)]
-    pixels = np.stack([np.asarray(render(scene, geometry)) for scene in scenes])
-    return scenes, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+def clip_batch(
+    kind: Kind, size: int, rng: np.random.Generator, *, seed: int, patch: int, shorten: float, wrong: bool
+) -> ClipBatch:
+    """A batch of one kind.
+
+    Args:
+        shorten: share of the captions of pictures that name only some things.
+        wrong: whether each picture or quarter comes with a full caption that has one attribute wrong.
+    """
+    looks = [look(kind, sample_scene(seed, "train", int(rng.integers(SCENES))), rng) for _ in range(size)]
+    if kind == "grey cell":
+        claims = [_say_shape(look.scene, rng) for look in looks]
+    elif kind in ("cell", "fine cell"):
+        claims = [say_one(look, rng) for look in looks]
+    else:
+        claims = [say(look, rng, shorten) for look in looks]
+        if wrong:
+            swapped = [swap(look.scene, choose(rng, swappable(look.scene)), rng) for look in looks]
+            claims += [full_claim(scene, rng, look.view) for scene, look in zip(swapped, looks, strict=True)]
+    words = (*WORDS, *(DISTRACTORS[i] for i in rng.choice(len(DISTRACTORS), size=NEVER, replace=False)))
+    shown = [words_in(look.scene, look.view) for look in looks]
+    present = torch.tensor([[word in some for word in words] for some in shown])
+    absent = ~present & torch.tensor([[word not in look.cut for word in words] for look in looks])
+    if kind == "grey cell":
+        blind = torch.tensor([word in COLOURS or word in BACKGROUNDS for word in words])
+        present, absent = present & ~blind, absent & ~blind
+    truths = [truth_of(look.scene, look.view) for look in looks]
+    return ClipBatch(
+        pixels=to_pixel_values(torch.from_numpy(np.stack([look.pixels for look in looks])).permute(0, 3, 1, 2)),
+        positions=_positions(len(looks[0].pixels) // patch, SIDE["low"] // patch, rng),
+        texts=tuple(claim.text for claim in claims),
+        true=torch.tensor([[claim.is_true_of(truth) for claim in claims] for truth in truths]),
+        words=words,
+        present=present,
+        absent=absent,
+    )
+
+
+def look(kind: Kind, scene: Scene, rng: np.random.Generator) -> Look:
+    """A look at a scene: all of it, a quarter of its high view, or the cell of one item."""
+    if kind == "picture":
+        return Look(np.asarray(render(scene)), scene, "low")
+    if kind == "quarter":
+        return _quarter(scene, rng)
+    view: View = "high" if kind == "fine cell" else "low"
+    items = scene.things if kind == "grey cell" else scene.items
+    item = scene.card if kind == "fine cell" and scene.card and rng.integers(4) else choose(rng, items)
+    image = render_cell(scene, item, view)
+    if kind == "grey cell":
+        image = image.convert("L").convert("RGB")
+    alone = replace(
+        scene,
+        things=(item,) if isinstance(item, Thing) else (),
+        sign=item if item is scene.sign else None,
+        card=item if item is scene.card else None,
+    )
+    return Look(np.asarray(image), alone, view)
+
+
+def _quarter(scene: Scene, rng: np.random.Generator) -> Look:
+    """A quarter of the high view that shows something whole, or as large a window around one item."""
+    masks, half = item_masks(scene).astype(np.int64), HIGH // 2
+
+    def shares(window: tuple[int, int]) -> Float[np.ndarray, " items"]:
+        top, left = window
+        return masks[:, top : top + half, left : left + half].sum((1, 2)) / masks.sum((1, 2))
+
+    quarters = [(top, left) for top in (0, half) for left in (0, half)]
+    around = tuple(min(max(CELL * place - 16, 0), half) for place in divmod(choose(rng, scene.items).cell, GRID))
+    top, left = choose(rng, [window for window in quarters if shares(window).max() >= SEEN_SHARE] or [around])
+    kept = dict(zip(scene.items, shares((top, left)), strict=True))
+    part = replace(
+        scene,
+        things=tuple(thing for thing in scene.things if kept[thing] >= SEEN_SHARE),
+        sign=scene.sign if scene.sign and kept[scene.sign] >= SEEN_SHARE else None,
+        card=scene.card if scene.card and kept[scene.card] >= SEEN_SHARE else None,
+    )
+    picture = render(scene, "high").crop((left, top, left + half, top + half))
+    return Look(np.asarray(picture), part, "high", words_in(scene, "high") - words_in(part, "high"))
+
+
+def words_in(scene: Scene, view: View) -> frozenset[str]:
+    """Which of `WORDS` a scene shows."""
+    words = {scene.background, *(word for thing in scene.things for word in (*thing.pair, thing.size))}
+    if scene.sign:
+        words |= {"sign", scene.sign.letter}
+    if scene.card:
+        words |= {"card", scene.card.letter} if view == "high" else {"card"}
+    return frozenset(words)
+
+
+def say(look: Look, rng: np.random.Generator, shorten: float) -> Claim:
+    """A caption of a picture or a quarter: with probability `shorten` only of some of its things, else a full one."""
+    if look.scene.things and rng.random() < shorten:
+        return partial_claim(look.scene, rng)
+    return full_claim(look.scene, rng, look.view)
+
+
+def say_one(look: Look, rng: np.random.Generator) -> Claim:
+    """A short caption of a cell: one word, or a name, at times with the background."""
+    scene, form = look.scene, int(rng.integers(8))
+    (item,) = scene.items
+    if form == 0:
+        return Claim(scene.background, frozenset({("background", scene.background)}))
+    stated = frozenset(said for said in statements_of(scene, look.view) if said[0] in ("thing", "sign", "card"))
+    name = name_item(scene, item, look.view, int(rng.integers(2)))
+    if form <= 3:
+        return _one_word(scene, item, look.view, rng)
+    if form <= 5 and isinstance(item, Thing):
+        return Claim(name_pair(item.pair, choose(rng, TEMPLATES["pair"])), frozenset({("thing", *item.pair)}))
+    if form == 6:
+        background = frozenset({("background", scene.background)})
+        return Claim(f"{name} on a {scene.background} background.", stated | background)
+    return Claim(name, stated)
+
+
+def _one_word(scene: Scene, item: Thing | Plate, view: View, rng: np.random.Generator) -> Claim:
+    if isinstance(item, Thing):
+        kind = choose(rng, ("colour", "shape", "shape", "size"))
+        return Claim(getattr(item, kind), frozenset({(kind, getattr(item, kind))}))
+    plate = "card" if item is scene.card else "sign"
+    if (plate == "card" and view == "low") or not rng.integers(4):
+        return Claim(plate, frozenset({(plate,)}))
+    return Claim(choose(rng, (item.letter, f"the letter {item.letter}")), frozenset({("letter", item.letter)}))
+
+
+def _say_shape(scene: Scene, rng: np.random.Generator) -> Claim:
+    """What a picture without colours tells of its one thing."""
+    (thing,) = scene.things
+    return Claim(choose(rng, (thing.shape, f"a {thing.shape}")), frozenset({("shape", thing.shape)}))
 
 
 def to_pixel_values(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -61,106 +200,18 @@ def to_pixel_values(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return (pixels.float() / 255 - MEAN) / STD
 
 
-def facts_of(things: tuple[Thing, ...], background: str | None) -> frozenset[Fact]:
-    """Everything that is true of these things, and of the background unless it is None."""
-    facts: set[Fact] = {fact for t in things for fact in (t.colour, t.shape, t.pair)}
-    return frozenset(facts | ({background} if background else set()))
+def _positions(side: int, across: int, rng: np.random.Generator) -> Int[Tensor, " tokens"]:
+    """Positions of the class token and of a square of patches somewhere in the picture's, in a cell's place if it can."""
+    step = side if across % side == 0 else 1
+    top, left = (step * int(place) for place in rng.integers((across - side) // step + 1, size=2))
+    grid = torch.arange(across * across).view(across, across)[top : top + side, left : left + side]
+    return torch.cat([torch.zeros(1, dtype=torch.long), grid.flatten() + 1])
 
 
-def say(scene: Scene, rng: np.random.Generator, shorten: float) -> Claim:
-    """A caption of a picture: with probability `shorten` only of some of its things, else a full one."""
-    if rng.random() >= shorten:
-        return Claim(caption(scene, rng), facts_of(scene.things, scene.background))
-    kept = [scene.things[i] for i in rng.permutation(len(scene.things))[: int(rng.integers(1, 3))]]
-    template = TEMPLATES["thing"][int(rng.integers(2))]
-    return Claim(list_things(kept, template), facts_of(tuple(kept), None))
+def picture_values(scenes: list[Scene], view: View = "low") -> Float[Tensor, "scenes 3 height width"]:
+    """The pictures of scenes as the image processor gives them."""
 
+    def pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
-def say_one(thing: Thing, background: str, rng: np.random.Generator) -> Claim:
-    """A short caption of a crop: a pair, at times with the background, or one word of it."""
-    form = int(rng.integers(8))
-    if form == 0:
-        return Claim(thing.colour, frozenset({thing.colour}))
-    if form <= 2:
-        return Claim(thing.shape, frozenset({thing.shape}))
-    if form == 3:
-        return Claim(background, frozenset({background}))
-    name = name_thing(thing.pair, TEMPLATES["thing"][form % 2])
-    if form <= 5:
-        return Claim(f"{name} on a {background} background.", facts_of((thing,), background))
-    return Claim(name, facts_of((thing,), None))
-
-
-def swap_one(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one word wrong: a thing's shape (half of the time), its colour, or the background."""
-    which, what = int(rng.integers(len(scene.things))), int(rng.integers(4))
-    thing = scene.things[which]
-    if what == 0:
-        others = [b for b in BACKGROUNDS if b != scene.background]
-        return replace(scene, background=others[int(rng.integers(len(others)))])
-    others = [
-        (colour, shape)
-        for colour, shape in SEEN_PAIRS
-        if (colour == thing.colour) == (what > 1) and (shape == thing.shape) == (what == 1)
-    ]
-    colour, shape = others[int(rng.integers(len(others)))]
-    swapped = replace(thing, colour=colour, shape=shape)
-    return replace(scene, things=(*scene.things[:which], swapped, *scene.things[which + 1 :]))
-
-
-def picture_batch(
-    scenes: list[Scene],
-    pixels: UInt8[Tensor, "scenes 3 height width"],
-    size: int,
-    rng: np.random.Generator,
-    *,
-    patches: int,
-    shorten: float,
-) -> ClipBatch:
-    """Whole pictures, each with a caption and with a full caption that has one word wrong."""
-    rows = rng.integers(len(scenes), size=size)
-    shown = [facts_of(scenes[i].things, scenes[i].background) for i in rows]
-    claims = [say(scenes[i], rng, shorten) for i in rows]
-    for i in rows:
-        wrong = swap_one(scenes[i], rng)
-        claims.append(Claim(caption(wrong, rng), facts_of(wrong.things, wrong.background)))
-    return _batch(to_pixel_values(pixels[torch.from_numpy(rows)]), torch.arange(patches + 1), shown, claims)
-
-
-def crop_batch(
-    scenes: list[Scene],
-    pixels: UInt8[Tensor, "scenes 3 height width"],
-    size: int,
-    rng: np.random.Generator,
-    *,
-    patch: int,
-    geometry: Geometry,
-) -> ClipBatch:
-    """Cells with one thing each, and short captions. All crops of a batch take the same place of the picture."""
-    cell = int(rng.integers(geometry.grid**2))
-    row, column = divmod(cell, geometry.grid)
-    crops, shown, claims = [], [], []
-    while len(crops) < size:
-        i = int(rng.integers(len(scenes)))
-        scene = scenes[i]
-        thing = scene.things[int(rng.integers(len(scene.things)))]
-        top, left = (x * geometry.cell for x in divmod(thing.cell, geometry.grid))
-        crops.append(pixels[i, :, top : top + geometry.cell, left : left + geometry.cell])
-        shown.append(facts_of((thing,), scene.background))
-        claims.append(say_one(thing, scene.background, rng))
-    side, across = geometry.cell // patch, geometry.image // patch
-    grid = torch.arange(across * across).view(across, across)
-    places = grid[row * side : (row + 1) * side, column * side : (column + 1) * side].flatten()
-    positions = torch.cat([torch.zeros(1, dtype=torch.long), places + 1])
-    return _batch(to_pixel_values(torch.stack(crops)), positions, shown, claims)
-
-
-def _batch(
-    pixels: Float[Tensor, "batch 3 height width"],
-    positions: Int[Tensor, " tokens"],
-    shown: list[frozenset[Fact]],
-    claims: list[Claim],
-) -> ClipBatch:
-    true = torch.tensor([[claim.facts <= facts for claim in claims] for facts in shown])
-    words = torch.tensor([[word in facts for word in WORDS] for facts in shown])
-    return ClipBatch(pixels, positions, tuple(claim.text for claim in claims), true, words)
+    return to_pixel_values(torch.stack([pixels(render(scene, view)) for scene in scenes]))

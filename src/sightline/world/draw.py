@@ -1,20 +1,36 @@
-"""The pixels of a scene, and which thing covers which patch.
+"""The pixels of a scene in two views, and which item covers which patch.
 
-Things are drawn as masks at four times the size and averaged down, so that edges are smooth and coverage is
-known. All vertices are whole numbers of the large drawing, and colours are blended in integers: the picture is the same
-on every machine.
+Everything is drawn once, in whole numbers, so that a picture is the same on every machine. The high view is that
+drawing at 192 x 192 pixels; the low view, 96 x 96, is its average over 2 x 2 pixels (Pillow's box filter).
+
+The letter of a sign is dark on light, four pixels of the low view to a stroke. The letter of a card is *fine*: its
+strokes are stripes one pixel of the high view wide, light and dark in turn around the card's own colour. Two of them make one
+pixel of the low view, where nothing of the letter is left: not little, nothing.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
-from .scene import Geometry, Scene, Thing
+from .scene import GRID, Plate, Scene, Thing
 
-SUPERSAMPLE = 4
+View = Literal["low", "high"]
+VIEWS: tuple[View, ...] = get_args(View)
+
+FINE = 2
+"""Pixels of the high view in one of the low view, across."""
+CELL = 64
+"""Width of a cell in pixels of the high view."""
+HIGH = GRID * CELL
+SIDE: dict[View, int] = {"low": HIGH // FINE, "high": HIGH}
+"""Width and height of a view in pixels."""
+
+SMOOTH = 2
+"""Things are drawn this many times larger than the high view and averaged, so that their edges are smooth."""
 
 COLOUR_RGB = {
     "red": (220, 40, 40),
@@ -32,6 +48,29 @@ BACKGROUND_RGB = {
     "grey": (128, 128, 128),
     "brown": (110, 70, 35),
 }
+SIGN_RGB, INK_RGB = (250, 240, 205), (25, 25, 25)
+CARD_RGB, STRIPE = (165, 165, 150), 85
+"""A card's colour, and how much lighter and darker its stripes are."""
+
+LETTER_ROWS = {
+    "c": ".#### #.... #.... #.... .####",
+    "d": "###. #..# #..# #..# ###.",
+    "e": "##### #.... ####. #.... #####",
+    "h": "#..# #..# #### #..# #..#",
+    "k": "#..# #.#. ##.. #.#. #..#",
+    "l": "#... #... #... #... ####",
+    "m": "#...# ##.## #.#.# #...# #...#",
+    "p": "###. #..# ###. #... #...",
+    "s": ".### #... .##. ...# ###.",
+    "t": "##### ..#.. ..#.. ..#.. ..#..",
+    "u": "#..# #..# #..# #..# .##.",
+    "v": "#...# #...# #...# .#.#. ..#..",
+    "w": "#...# #...# #.#.# ##.## #...#",
+    "x": "#...# .#.#. ..#.. .#.#. #...#",
+    "y": "#...# #...# .#.#. ..#.. ..#..",
+    "z": "##### ...#. ..#.. .#... #####",
+}
+"""The letters, five strokes high; those of four strokes' width begin at the left."""
 
 
 def _ray(degrees: float, length: float) -> tuple[float, float]:
@@ -52,86 +91,143 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
 RING_HOLE = 0.55
 """Radius of a ring's hole, in radii."""
 
+Mask = UInt8[np.ndarray, "CELL CELL"]
+
 
 @dataclass(frozen=True)
 class PatchTruth:
     """What each patch of a picture shows, patches in reading order."""
 
-    thing: Int[np.ndarray, " patches"]
-    """Number in `scene.things` of the thing that covers most of the patch; -1 where there is none."""
+    item: Int[np.ndarray, " patches"]
+    """Number in `scene.items` of what covers most of the patch; -1 where nothing does."""
     coverage: Float[np.ndarray, " patches"]
-    """Fraction of the patch that this thing covers, 0 to 1."""
+    """Fraction of the patch that this item covers, 0 to 1."""
     words: tuple[tuple[str, ...], ...]
-    """The thing's colour and shape; the background's word where there is none."""
+    """The words that are true of the item; the background's word where there is none."""
 
 
-def thing_masks(scene: Scene, geometry: Geometry | None = None) -> UInt8[np.ndarray, "things height width"]:
-    """How much of each pixel each thing covers, of 255."""
-    geometry = geometry or Geometry()
-    masks = [_mask(thing, geometry) for thing in scene.things]
-    return np.stack(masks) if masks else np.zeros((0, geometry.image, geometry.image), np.uint8)
+def render(scene: Scene, view: View = "low") -> Image.Image:
+    """The picture of a scene, RGB, `SIDE[view]` pixels wide and high."""
+    canvas = np.empty((HIGH, HIGH, 3), np.int64)
+    canvas[:] = _rgb(BACKGROUND_RGB[scene.background], scene.tint)
+    for item in scene.items:
+        top, left = (CELL * place for place in divmod(item.cell, GRID))
+        _draw_item(canvas[top : top + CELL, left : left + CELL], item, fine=item is scene.card)
+    return _in_view(canvas, view)
 
 
-def _mask(thing: Thing, geometry: Geometry) -> UInt8[np.ndarray, "height width"]:
-    cell = geometry.cell * SUPERSAMPLE
-    row, column = divmod(thing.cell, geometry.grid)
-    centre_x = (column + 0.5 + thing.offset[0]) * cell
-    centre_y = (row + 0.5 + thing.offset[1]) * cell
+def render_cell(scene: Scene, item: Thing | Plate, view: View = "low") -> Image.Image:
+    """The cell of one of a scene's items, as it is in the picture."""
+    canvas = np.empty((CELL, CELL, 3), np.int64)
+    canvas[:] = _rgb(BACKGROUND_RGB[scene.background], scene.tint)
+    _draw_item(canvas, item, fine=item is scene.card)
+    return _in_view(canvas, view)
+
+
+def _draw_item(cell: Int[np.ndarray, "CELL CELL 3"], item: Thing | Plate, *, fine: bool) -> None:
+    if isinstance(item, Thing):
+        alpha = thing_mask(item)[:, :, None].astype(np.int64)
+        cell[:] = (cell * (255 - alpha) + _rgb(COLOUR_RGB[item.colour], item.tint) * alpha + 127) // 255
+    else:
+        _draw_plate(cell, item, fine=fine)
+
+
+def _in_view(canvas: Int[np.ndarray, "side side 3"], view: View) -> Image.Image:
+    picture = Image.fromarray(canvas.astype(np.uint8))
+    return picture if view == "high" else picture.resize((len(canvas) // FINE,) * 2, Image.Resampling.BOX)
+
+
+def item_words(scene: Scene, number: int, view: View) -> tuple[str, ...]:
+    """The words that are true of an item of a scene: what it is, and what a view shows of it."""
+    item = scene.items[number]
+    if isinstance(item, Thing):
+        return item.size, item.colour, item.shape
+    if item is scene.card:
+        return ("card", item.letter) if view == "high" else ("card",)
+    return "sign", item.letter
+
+
+def patch_truth(scene: Scene, patch: int, view: View = "low") -> PatchTruth:
+    """What each patch shows, read from the masks that the picture was drawn with.
+
+    Args:
+        patch: width and height of a patch in pixels; it divides the view's.
+    """
+    side, rest = divmod(SIDE[view], patch)
+    assert rest == 0, f"patches of {patch} px do not tile a picture of {SIDE[view]} px"
+    width = patch * (HIGH // SIDE[view])
+    covered = item_masks(scene).reshape(-1, side, width, side, width).mean(axis=(2, 4)) / 255
+    covered = covered.reshape(len(scene.items), side * side)
+    coverage = covered.max(axis=0)
+    item = np.where(coverage > 0, covered.argmax(axis=0), -1)
+    words = tuple(item_words(scene, i, view) if i >= 0 else (scene.background,) for i in item.tolist())
+    return PatchTruth(item, coverage, words)
+
+
+def item_masks(scene: Scene) -> UInt8[np.ndarray, "items HIGH HIGH"]:
+    """How much of each pixel of the high view each item covers, of 255."""
+    masks = np.zeros((len(scene.items), HIGH, HIGH), np.uint8)
+    for mask, item in zip(masks, scene.items, strict=True):
+        top, left = (CELL * place for place in divmod(item.cell, GRID))
+        cell = mask[top : top + CELL, left : left + CELL]
+        if isinstance(item, Thing):
+            cell[:] = thing_mask(item)
+        else:
+            x, y, side = _place(item, fine=item is scene.card)
+            cell[y : y + side, x : x + side] = 255
+    return masks
+
+
+def thing_mask(thing: Thing) -> Mask:
+    """How much of each pixel of its cell, in the high view, a thing covers, of 255."""
+    cell = CELL * SMOOTH
+    centre_x, centre_y = ((0.5 + offset) * cell for offset in thing.offset)
     radius = thing.diameter / 2 * cell
 
     def disc(share: float) -> tuple[int, int, int, int]:
         reach = radius * share
-        return (
-            round(centre_x - reach),
-            round(centre_y - reach),
-            round(centre_x + reach) - 1,
-            round(centre_y + reach) - 1,
-        )
+        left, top = round(centre_x - reach), round(centre_y - reach)
+        return left, top, round(centre_x + reach) - 1, round(centre_y + reach) - 1
 
-    side = geometry.image * SUPERSAMPLE
-    large = Image.new("L", (side, side))
+    large = Image.new("L", (cell, cell))
     pen = ImageDraw.Draw(large)
     if thing.shape in OUTLINES:
-        pen.polygon(
-            [(round(centre_x + x * radius), round(centre_y + y * radius)) for x, y in OUTLINES[thing.shape]],
-            fill=255,
-        )
+        outline = OUTLINES[thing.shape]
+        pen.polygon([(round(centre_x + x * radius), round(centre_y + y * radius)) for x, y in outline], fill=255)
     else:
         pen.ellipse(disc(1.0), fill=255)
         if thing.shape == "ring":
             pen.ellipse(disc(RING_HOLE), fill=0)
-    return np.asarray(large.reduce(SUPERSAMPLE))
+    return np.asarray(large.reduce(SMOOTH))
 
 
-def render(scene: Scene, geometry: Geometry | None = None) -> Image.Image:
-    """The picture of a scene, RGB."""
-    geometry = geometry or Geometry()
-
-    def rgb(base: tuple[int, int, int], tint: tuple[int, int, int]) -> np.ndarray:
-        return np.clip(np.add(base, tint), 0, 255)
-
-    canvas = np.empty((geometry.image, geometry.image, 3), np.int64)
-    canvas[:] = rgb(BACKGROUND_RGB[scene.background], scene.tint)
-    for thing, mask in zip(scene.things, thing_masks(scene, geometry), strict=True):
-        alpha = mask[:, :, None].astype(np.int64)
-        canvas = (canvas * (255 - alpha) + rgb(COLOUR_RGB[thing.colour], thing.tint) * alpha + 127) // 255
-    return Image.fromarray(canvas.astype(np.uint8))
+def letter_strokes(letter: str) -> Int[np.ndarray, "5 5"]:
+    """1 where a letter has ink, 0 elsewhere."""
+    rows = [row.ljust(5, ".") for row in LETTER_ROWS[letter].split()]
+    return np.array([[int(stroke == "#") for stroke in row] for row in rows])
 
 
-def patch_truth(scene: Scene, patch: int, geometry: Geometry | None = None) -> PatchTruth:
-    """What each patch shows, read from the masks that the picture was drawn with.
+def _place(plate: Plate, *, fine: bool) -> tuple[int, int, int]:
+    """Left, top and width of a plate in its cell, in pixels of the high view; whole pixels of the low one."""
+    side = 28 if fine else 56
+    steps = (CELL - side) // FINE
+    x, y = (FINE * min(int(share * (steps + 1)), steps) for share in plate.room)
+    return x, y, side
 
-    Args:
-        patch: width and height of a patch in pixels; it divides the picture's.
-    """
-    geometry = geometry or Geometry()
-    side, rest = divmod(geometry.image, patch)
-    assert rest == 0, f"patches of {patch} px do not tile a picture of {geometry.image} px"
-    masks = thing_masks(scene, geometry).reshape(-1, side, patch, side, patch)
-    covered = masks.mean(axis=(2, 4)).reshape(len(scene.things), side * side) / 255
-    if not scene.things:
-        covered = np.zeros((1, side * side))
-    coverage = covered.max(axis=0)
-    thing = np.where(coverage > 0, covered.argmax(axis=0), -1)
-    words = tuple(scene.things[i].pair if i >= 0 else (scene.background,) for i in thing)
-    return PatchTruth(thing, coverage, words)
+
+def _draw_plate(cell: Int[np.ndarray, "CELL CELL 3"], plate: Plate, *, fine: bool) -> None:
+    x, y, side = _place(plate, fine=fine)
+    stroke = side // 7
+    strokes = np.kron(letter_strokes(plate.letter), np.ones((stroke, stroke), np.int64))
+    inside = cell[y : y + side, x : x + side]
+    letter = inside[stroke : 6 * stroke, stroke : 6 * stroke]
+    if fine:
+        inside[:] = CARD_RGB
+        letter += (strokes * np.where(np.arange(len(strokes)) % FINE, -STRIPE, STRIPE))[:, :, None]
+    else:
+        inside[:] = SIGN_RGB
+        letter[strokes == 1] = INK_RGB
+
+
+def _rgb(base: tuple[int, int, int], tint: tuple[int, int, int]) -> Int[np.ndarray, " 3"]:
+    return np.clip(np.add(base, tint), 0, 255)

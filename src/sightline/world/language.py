@@ -1,9 +1,9 @@
 """What is said about a scene: captions, and questions whose answers follow from the scene. Lower case.
 
-No answer can be had from the text of a question better than by always giving the commonest answer. Counts
-are uniform by construction (see `scene`); "is there ...?" is true in every second group of four scenes, and
-what an untrue one names is drawn as the true ones are. Every pair of colour and shape that a question names
-is one that its split may show, so that a pair's novelty tells nothing either.
+Counts are uniform by construction (see `scene`), and "is there ...?" is true in every second group of four scenes. An
+untrue one names a pair of colour and shape as POPE does (Li et al., 2023): any that is absent (random), a common one that is
+absent (popular), or an absent companion of something that is there (adversarial). The three take turns. Every pair that a
+text names is one that its split may show, so that a pair's novelty tells nothing.
 """
 
 from collections import Counter
@@ -13,18 +13,45 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .scene import BACKGROUNDS, COLOURS, MOST_THINGS, SHAPES, Pair, Scene, Split, Thing, pairs_of
+from .draw import View
+from .lexicon import with_article
+from .scene import (
+    BACKGROUNDS,
+    COLOURS,
+    GRID,
+    LETTERS,
+    MOST_THINGS,
+    SHAPES,
+    SIZES,
+    Pair,
+    Plate,
+    Scene,
+    Split,
+    Thing,
+    choose,
+    companions,
+    pairs_of,
+    popular_pairs,
+)
 
-Ability = Literal["colour", "shape", "count", "background", "existence"]
+Existence = Literal["existence_random", "existence_popular", "existence_adversarial"]
+Ability = Literal["colour", "shape", "size", "count", "background", "relation", "reading", "fine", Existence]
 ABILITIES: tuple[Ability, ...] = get_args(Ability)
+EXISTENCE: tuple[Existence, ...] = get_args(Existence)
 NUMBERS = ("zero", "one", "two", "three", "four")
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+"""Of the cells, in reading order."""
 
 ANSWERS: dict[Ability, tuple[str, ...]] = {
     "colour": COLOURS,
     "shape": SHAPES,
+    "size": SIZES,
     "count": NUMBERS[1 : MOST_THINGS + 1],
     "background": BACKGROUNDS,
-    "existence": ("yes", "no"),
+    "relation": ("left", "right", "above", "below"),
+    "reading": LETTERS,
+    "fine": LETTERS,
+    **dict.fromkeys(EXISTENCE, ("yes", "no")),
 }
 """Every answer that a question of an ability can have."""
 
@@ -32,21 +59,32 @@ CAPTION_REQUESTS = ("describe the picture.", "what do you see?", "give a short d
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "caption": (
-        "{things} on a {background} background.",
-        "a {background} background with {things}.",
-        "a picture of {things}. the background is {background}.",
-        "{count} on a {background} background: {things}.",
-        "the background is {background}. there is {things}.",
+        "{items} on a {background} background.",
+        "a {background} background with {items}.",
+        "a picture of {items}. the background is {background}.",
+        "{count} on a {background} background: {items}.",
+        "the background is {background}. there is {items}.",
     ),
-    "anything": ("anything {colour}",),
-    "thing": ("{a_colour} {shape}", "{a_shape} in {colour}"),
+    "thing": ("{a_size} {colour} {shape}", "{a_size} {shape} in {colour}"),
+    "pair": ("{a_colour} {shape}", "{a_shape} in {colour}"),
+    "plate": ("a {plate} with the letter {letter}", "the letter {letter} on a {plate}"),
+    "unread": ("a {plate}",),
+    "place": ("{item} at the {place}",),
     "colour": ("what colour is the {shape}?", "which colour does the {shape} have?"),
     "shape": ("what shape is the {colour} object?", "which shape does the {colour} object have?"),
-    "count": ("how many objects are there?", "how many objects do you see?"),
+    "size": ("what size is the {colour} {shape}?", "is the {colour} {shape} small or large?"),
+    "count": ("how many shapes are there?", "how many shapes do you see?"),
     "background": ("what colour is the background?", "which colour does the background have?"),
+    "left or right": ("is the {colour} {shape} left or right of the {other}?",),
+    "above or below": ("is the {colour} {shape} above or below the {other}?",),
+    "reading": ("what letter is on the sign?", "which letter does the sign show?"),
+    "fine": ("what letter is on the card?", "which letter does the card show?"),
     "existence": ("is there {what}?", "do you see {what}?"),
 }
 """The sentences of the world; braces are filled from a scene."""
+
+ONE_ORDER, BOTH_ORDERS = (0,), (0, 1)
+"""How things and plates are named: by the first template alone, or by either."""
 
 
 @dataclass(frozen=True)
@@ -58,83 +96,115 @@ class Question:
     ability: Ability
 
 
-def with_article(word: str) -> str:
-    """`"a star"`, `"an orange"`."""
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
-def name_thing(pair: Pair, template: str = TEMPLATES["thing"][0]) -> str:
-    """`"a red star"`, or `"a star in red"` by the second template of a thing."""
+def name_pair(pair: Pair, template: str = TEMPLATES["pair"][0]) -> str:
+    """`"a red star"`, or `"a star in red"` by the second template of a pair."""
     colour, shape = pair
     return template.format(colour=colour, shape=shape, a_colour=with_article(colour), a_shape=with_article(shape))
 
 
-def list_things(things: Sequence[Thing], template: str = TEMPLATES["thing"][0]) -> str:
+def name_item(scene: Scene, item: Thing | Plate, view: View, order: int = 0) -> str:
+    """`"a small red star"`, `"a sign with the letter k"`, or, where a view does not show the letter, `"a card"`."""
+    if isinstance(item, Thing):
+        words = {"a_size": with_article(item.size), "colour": item.colour, "shape": item.shape}
+        return TEMPLATES["thing"][order].format(**words)
+    plate = "card" if item is scene.card else "sign"
+    if plate == "card" and view == "low":
+        return TEMPLATES["unread"][0].format(plate=plate)
+    return TEMPLATES["plate"][order].format(plate=plate, letter=item.letter)
+
+
+def list_names(names: Sequence[str]) -> str:
     """`"a red star, a blue ring and a pink cross"`."""
-    *names, last = [name_thing(thing.pair, template) for thing in things]
-    return f"{', '.join(names)} and {last}" if names else last
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
-def caption(scene: Scene, rng: np.random.Generator, names: Sequence[str] = TEMPLATES["thing"]) -> str:
-    """A clean caption that names everything in the scene, its things in a random order.
+def caption(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    view: View = "low",
+    places: bool | None = None,
+    orders: Sequence[int] = BOTH_ORDERS,
+) -> str:
+    """A clean caption that names everything in the scene, its items in a random order.
 
     Args:
-        names: the templates that a thing may be named by; all of a caption's things are named by the same.
+        view: what is told is what this view shows.
+        places: whether it says where each item is; drawn, as likely as not, when None.
+        orders: the templates that items may be named by; all items of a caption are named by the same.
     """
+    template, order = choose(rng, TEMPLATES["caption"]), choose(rng, orders)
+    placed = bool(rng.integers(2)) if places is None else places
+    names = []
+    for number in rng.permutation(len(scene.items)):
+        item = scene.items[number]
+        name = name_item(scene, item, view, order)
+        names.append(TEMPLATES["place"][0].format(item=name, place=PLACES[item.cell]) if placed else name)
     count = len(scene.things)
-    order = [scene.things[i] for i in rng.permutation(count)]
-    template, thing = _pick(rng, TEMPLATES["caption"]), _pick(rng, names)
-    number = f"{NUMBERS[count]} object{'s' if count > 1 else ''}"
-    return template.format(things=list_things(order, thing), background=scene.background, count=number)
+    number = f"{NUMBERS[count]} shape{'s' if count > 1 else ''}"
+    return template.format(items=list_names(names), background=scene.background, count=number)
 
 
-def questions(scene: Scene, split: Split, index: int, rng: np.random.Generator) -> list[Question]:
-    """At most one question for each ability; colour and shape are asked only of what the words single out.
+def questions(
+    scene: Scene, split: Split, index: int, rng: np.random.Generator, *, view: View = "low"
+) -> list[Question]:
+    """At most one question for each ability; each asks of what the words single out.
 
     Args:
-        index: the scene's number in its split; it settles whether "is there ...?" is true.
+        index: the scene's number in its split; it settles whether "is there ...?" is true, and its kind.
+        view: a card's letter is asked of in the high view only.
     """
     asked: list[Question] = []
 
-    def ask(ability: Ability, answer: str, **words: str) -> None:
-        asked.append(Question(_pick(rng, TEMPLATES[ability]).format(**words), answer, ability))
+    def ask(ability: Ability, answer: str, template: str | None = None, **words: str) -> None:
+        asked.append(Question(choose(rng, TEMPLATES[template or ability]).format(**words), answer, ability))
 
     shapes, colours = (Counter(t.shape for t in scene.things), Counter(t.colour for t in scene.things))
     if single := [t for t in scene.things if shapes[t.shape] == 1]:
-        thing = single[rng.integers(len(single))]
+        thing = choose(rng, single)
         ask("colour", thing.colour, shape=thing.shape)
     if single := [t for t in scene.things if colours[t.colour] == 1]:
-        thing = single[rng.integers(len(single))]
+        thing = choose(rng, single)
         ask("shape", thing.shape, colour=thing.colour)
+    thing = choose(rng, scene.things)
+    ask("size", thing.size, colour=thing.colour, shape=thing.shape)
     ask("count", NUMBERS[len(scene.things)])
     ask("background", scene.background)
-    is_there = index // MOST_THINGS % 2 == 0
-    ask("existence", "yes" if is_there else "no", what=_what(scene, split, is_there, rng))
+    if len(scene.things) > 1:
+        one, other = (scene.things[i] for i in rng.choice(len(scene.things), size=2, replace=False))
+        template, answer = choose(rng, relations(one, other))
+        words = {"colour": one.colour, "shape": one.shape, "other": f"{other.colour} {other.shape}"}
+        ask("relation", answer, template, **words)
+    if scene.sign:
+        ask("reading", scene.sign.letter)
+    if scene.card and view == "high":
+        ask("fine", scene.card.letter)
+    is_there, kind = index // MOST_THINGS % 2 == 0, EXISTENCE[index // (2 * MOST_THINGS) % len(EXISTENCE)]
+    pair = choose(rng, scene.things).pair if is_there else _absent(scene, split, kind, rng)
+    what = name_pair(pair, choose(rng, TEMPLATES["pair"]))
+    ask(kind, "yes" if is_there else "no", "existence", what=what)
     return asked
 
 
-def _what(scene: Scene, split: Split, is_there: bool, rng: np.random.Generator) -> str:
-    """Something that is in the scene, or something that is not: a pair in half of the cases, a colour, or a
-    shape.
+def relations(one: Thing, other: Thing) -> list[tuple[str, str]]:
+    """How `one` stands to `other`: the templates that can ask for it, each with its answer."""
+    (row, column), (other_row, other_column) = divmod(one.cell, GRID), divmod(other.cell, GRID)
+    sides = []
+    if column != other_column:
+        sides.append(("left or right", "left" if column < other_column else "right"))
+    if row != other_row:
+        sides.append(("above or below", "above" if row < other_row else "below"))
+    return sides
 
-    In half of the cases an absent pair differs from one of the scene's in one word (POPE's adversarial
-    form) where the split has such a pair, else it is any absent one.
-    """
-    kind = _pick(rng, ("pair", "pair", "colour", "shape"))
 
-    def name(pair: Pair) -> str:
-        colour, shape = pair
-        anything = TEMPLATES["anything"][0].format(colour=colour)
-        return {"pair": name_thing(pair), "colour": anything, "shape": with_article(shape)}[kind]
-
-    shown = {thing.pair: name(thing.pair) for thing in scene.things}
-    if is_there:
-        return _pick(rng, list(shown.values()))
-    absent = {pair: name(pair) for pair in pairs_of(split) if name(pair) not in shown.values()}
-    near = [text for (c, s), text in absent.items() if any((c == colour) != (s == shape) for colour, shape in shown)]
-    adversarial = kind == "pair" and rng.random() < 0.5
-    return _pick(rng, near if near and adversarial else list(absent.values()))
+def _absent(scene: Scene, split: Split, kind: Existence, rng: np.random.Generator) -> Pair:
+    """A pair that is not in the scene; any, where the kind has none (novel has two popular pairs)."""
+    shown = [thing.pair for thing in scene.things]
+    near = {
+        "existence_random": [],
+        "existence_popular": popular_pairs(split),
+        "existence_adversarial": [other for pair in shown for other in companions(pair, split)],
+    }[kind]
+    absent = [pair for pair in near if pair not in shown] or [p for p in pairs_of(split) if p not in shown]
+    return choose(rng, absent)

@@ -1,10 +1,10 @@
-"""What the world's language model learns from: scenes told in words, told again, and asked about.
+"""What the world's language models learn from: scenes told in words, told again, and asked about; facts; digits.
 
-A row is a description and several branches that each go on from it: the scene told again in other words and
-another order, or a question with its answer. Branches do not see each other (a block mask), so that one
-description serves many questions and none gives away the answer to another. In use an image stands where
-the description stands here, in the same two
-shapes of text: plain, and a chat by `vicuna_v1`.
+A row is a beginning and several branches that each go on from it: a description told again in other words and another order, or
+a question with its answer. Branches do not see each other (a block mask), so that one description serves many questions
+and none gives away the answer to another. In use an image stands where the description stands here, in the same
+two shapes of text: plain, and a chat by `vicuna_v1`. An image can be long, so the branches of some rows count their
+positions from further on.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ..data.templates import get_template
-from .language import ABILITIES, ANSWERS, CAPTION_REQUESTS, TEMPLATES, caption, questions
-from .scene import MOST_THINGS, Scene, sample_scene
+from .draw import View
+from .language import ANSWERS, BOTH_ORDERS, CAPTION_REQUESTS, PLACES, caption, questions
+from .lexicon import unrelated, world_facts
+from .scene import MOST_THINGS, Scene, choose, sample_scene
 from .tokenizer import BOS_ID, EOS_ID
 
 SCENES = 1 << 24
 """Scenes that descriptions are drawn from."""
 ANSWER, WORD, TOLD_WORD, OTHER = 1.0, 0.2, 0.1, 0.02
 """Weights of the loss: a word that the description settles, other words of a branch, content told first, the rest."""
+FAR, FARTHEST = 0.3, 1200
+"""Share of the chats whose branches stand further on, and by how many positions at most."""
+ASKED, FACTS = 9, 8
+"""At most so many questions in a chat about a scene, and so many facts in a row of them."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,13 @@ class Branch:
     weights: list[float]
 
 
-Row = tuple[list[int], list[Branch]]
-"""A description, and the branches that go on from it."""
+@dataclass(frozen=True)
+class Row:
+    """A beginning, and the branches that go on from it, `gap` positions later."""
+
+    prefix: list[int]
+    branches: list[Branch]
+    gap: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,9 +71,10 @@ class Writer:
     known: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.settled = {self.encode(f" {a}")[0] for ability in ABILITIES for a in ANSWERS[ability]}
+        words = {word for answers in ANSWERS.values() for word in answers} | {w for p in PLACES for w in p.split()}
+        self.settled = {self.encode(f" {word}")[0] for word in words}
         chat = get_template("vicuna_v1")
-        self.lead = chat.system + " " + chat.user[0]
+        self.lead = f"{chat.system} {chat.user[0]}"
         self.reply = chat.user[1] + chat.assistant[0]
 
     def encode(self, text: str) -> list[int]:
@@ -73,51 +85,92 @@ class Writer:
             self.known[text] = self.tokenizer.encode(text, add_special_tokens=False)
         return self.known[text]
 
-    def plain(self, scene: Scene, rng: np.random.Generator, *, told: Sequence[str], retold: Sequence[str]) -> Row:
+    def plain(self, scene: Scene, rng: np.random.Generator, *, orders: Sequence[int] = BOTH_ORDERS) -> Row:
         """A description, and the scene told again twice."""
-        prefix = [BOS_ID, *self.encode(caption(scene, rng, told))]
-        texts = [self.encode(caption(scene, rng, retold) + "\n") for _ in range(2)]
-        return prefix, [Branch(ids, self._weights(ids)) for ids in texts]
-
-    def chat(self, scene: Scene, index: int, rng: np.random.Generator, *, told: Sequence[str]) -> Row:
-        """A chat about a described scene: questions, and a request to tell it again."""
-        text = " ".join(caption(scene, rng, told) for _ in range(1 + int(rng.random() < 0.2)))
-        prefix = [BOS_ID, *self.encode(self.lead), *self.encode(text), *self.encode("\n")]
-        asked = {q.text: q.answer for k in range(3) for q in questions(scene, "train", index + MOST_THINGS * k, rng)}
+        view, places = _view(rng), bool(rng.integers(2))
+        prefix = [BOS_ID, *self.encode(caption(scene, rng, view=view, places=places, orders=orders))]
         branches = []
-        for question, answer in asked.items():
-            ask, say = self.encode(question + self.reply), self.encode(f" {answer}")
-            branches.append(Branch([*ask, *say, EOS_ID], [*[OTHER] * len(ask), ANSWER, WORD]))
-        request = CAPTION_REQUESTS[int(rng.integers(len(CAPTION_REQUESTS)))]
-        ask, say = self.encode(request + self.reply), self.encode(f" {caption(scene, rng)}")
-        branches.append(Branch([*ask, *say, EOS_ID], [*[OTHER] * len(ask), *self._weights(say), WORD]))
-        return prefix, branches
+        for _ in range(2):
+            again = places and bool(rng.integers(2))
+            branches.append(self._told(caption(scene, rng, view=view, places=again, orders=orders) + "\n"))
+        return Row(prefix, branches)
 
-    def _weights(self, ids: list[int]) -> list[float]:
-        return [ANSWER if i in self.settled else WORD for i in ids]
+    def chat(self, scene: Scene, index: int, rng: np.random.Generator) -> Row:
+        """A chat about a described scene: questions, and a request to tell it again."""
+        view, places = _view(rng), bool(rng.random() < 0.75)
+        told = [caption(scene, rng, view=view, places=places) for _ in range(1 + int(rng.random() < 0.2))]
+        prefix = self._begin(" ".join(told) + choose(rng, ("\n", "\n", " ")))
+        asked = {
+            q.text: q.answer
+            for k in range(3)
+            for q in questions(scene, "train", index + MOST_THINGS * k, rng, view=view)
+            if places or q.ability != "relation"
+        }
+        drawn = [list(asked.items())[i] for i in rng.permutation(len(asked))[:ASKED]]
+        branches = [self._answered(question, answer) for question, answer in drawn]
+        if rng.integers(2):
+            branches.append(self._retold(caption(scene, rng, view=view, places=places and bool(rng.integers(2))), rng))
+        return Row(prefix, branches, int(rng.integers(FARTHEST)) if rng.random() < FAR else 0)
+
+    def facts(self, rng: np.random.Generator) -> Row:
+        """A chat about no scene: questions that only the facts answer."""
+        known = world_facts()
+        drawn = [known[i] for i in rng.choice(len(known), size=FACTS, replace=False)]
+        return Row(self._begin(""), [self._answered(fact.question, fact.answer) for fact in drawn])
+
+    def told_facts(self, rng: np.random.Generator) -> Row:
+        """Facts, stated."""
+        known = world_facts()
+        texts = [self.encode(known[i].text + "\n") for i in rng.choice(len(known), size=FACTS, replace=False)]
+        return Row([BOS_ID], [Branch(ids, [WORD] * len(ids)) for ids in texts])
+
+    def copied(self, rng: np.random.Generator) -> Row:
+        """Digits, or a sentence about distractors, to be told again."""
+        if rng.integers(2):
+            digits = "".join(str(d) for d in rng.integers(10, size=int(rng.integers(3, 20))))
+            return Row([BOS_ID, *self.encode(f"{digits} ")], [self._exact(f"{digits}\n")])
+        text = unrelated(rng)
+        if rng.integers(2):
+            return Row([BOS_ID, *self.encode(text)], [self._exact(f"{text}\n")])
+        return Row(self._begin(f"{text}\n"), [self._retold(text, rng)])
+
+    def _begin(self, text: str) -> list[int]:
+        return [BOS_ID, *self.encode(self.lead), *(self.encode(text) if text else [])]
+
+    def _told(self, text: str) -> Branch:
+        ids = self.encode(text)
+        return Branch(ids, [ANSWER if i in self.settled else WORD for i in ids])
+
+    def _exact(self, text: str) -> Branch:
+        ids = self.encode(text)
+        return Branch(ids, [WORD] * len(ids))
+
+    def _answered(self, question: str, answer: str) -> Branch:
+        ask, say = self.encode(question + self.reply), self.encode(f" {answer}")
+        return Branch([*ask, *say, EOS_ID], [*[OTHER] * len(ask), *[ANSWER] * len(say), WORD])
+
+    def _retold(self, text: str, rng: np.random.Generator) -> Branch:
+        ask, say = self.encode(choose(rng, CAPTION_REQUESTS) + self.reply), self._told(f" {text}")
+        return Branch([*ask, *say.ids, EOS_ID], [*[OTHER] * len(ask), *say.weights, WORD])
 
     def collate(self, rows: Sequence[Row]) -> TextBatch:
         """Rows padded to the longest, branches after their description."""
-        size, seq = (
-            len(rows),
-            max(len(prefix) + sum(len(b.ids) for b in branches) for prefix, branches in rows),
-        )
+        size = len(rows)
+        seq = max(len(row.prefix) + sum(len(branch.ids) for branch in row.branches) for row in rows)
         ids, positions, targets = (np.zeros((size, seq), np.int64) for _ in range(3))
         part = np.full((size, seq), -1)
         weights = np.zeros((size, seq), np.float32)
-        for r, (prefix, branches) in enumerate(rows):
-            end = len(prefix)
-            ids[r, :end], positions[r, :end], part[r, :end] = prefix, range(end), 0
-            first = branches[0]
-            targets[r, :end] = [*prefix[1:], first.ids[0]]
-            weights[r, :end] = [
-                *(TOLD_WORD if i in self.settled else OTHER for i in prefix[1:]),
-                first.weights[0],
-            ]
-            for number, branch in enumerate(branches, start=1):
+        for r, row in enumerate(rows):
+            end = len(row.prefix)
+            ids[r, :end], positions[r, :end], part[r, :end] = row.prefix, range(end), 0
+            first = row.branches[0]
+            targets[r, :end] = [*row.prefix[1:], first.ids[0]]
+            weights[r, :end] = [*(TOLD_WORD if i in self.settled else OTHER for i in row.prefix[1:]), first.weights[0]]
+            for number, branch in enumerate(row.branches, start=1):
                 start, end = end, end + len(branch.ids)
                 ids[r, start:end], part[r, start:end] = branch.ids, number
-                positions[r, start:end] = range(len(prefix), len(prefix) + len(branch.ids))
+                begin = len(row.prefix) + row.gap
+                positions[r, start:end] = range(begin, begin + len(branch.ids))
                 targets[r, start : end - 1], weights[r, start : end - 1] = branch.ids[1:], branch.weights[1:]
         parts = torch.from_numpy(part)
         sees = (parts[:, :, None] == parts[:, None, :]) | (parts[:, None, :] == 0)
@@ -132,6 +185,5 @@ def draw_scene(seed: int, rng: np.random.Generator) -> tuple[int, Scene]:
     return index, sample_scene(seed, "train", index)
 
 
-ONE_ORDER = TEMPLATES["thing"][:1]
-BOTH_ORDERS = TEMPLATES["thing"]
-"""How things are named: at first always colour before shape, later in both orders."""
+def _view(rng: np.random.Generator) -> View:
+    return "high" if rng.integers(2) else "low"

@@ -1,20 +1,33 @@
-"""What the world's CLIP knows, measured on pictures it has not seen: the numbers of its card."""
+"""What a CLIP of the world knows, measured on pictures it has not seen: the numbers of its card."""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
+from ..evaluation.metrics import Estimate, proportion_interval
 from .build_clip import encode_pixels, encode_texts, patch_size
-from .clip_data import draw_scenes, swap_one, to_pixel_values
-from .draw import patch_truth
-from .language import caption
-from .scene import BACKGROUNDS, COLOURS, SHAPES, Geometry, Scene, Split, stream
+from .claims import ATTRIBUTES, Attribute, full_claim, swap, swappable
+from .clip_data import picture_values, to_pixel_values
+from .draw import HIGH, SIDE, View, patch_truth, render
+from .scene import BACKGROUNDS, COLOURS, GRID, LETTERS, SHAPES, SIZES, Scene, Split, Thing, sample_scene, stream
 
-GROUPS = {"colour": COLOURS, "shape": SHAPES, "background": BACKGROUNDS}
+GROUPS: dict[Attribute, tuple[str, ...]] = {
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "size": SIZES,
+    "letter": LETTERS,
+    "background": BACKGROUNDS,
+}
+"""The words that a patch is to be told from, by attribute."""
 LEAST_COVERED = 0.2
-"""Fraction of a patch that a thing must cover to be asked about; a small ring covers little more."""
+"""Fraction of a patch that an item must cover to be asked about; a small ring covers little more."""
+AMONG = 64
+"""Captions that a picture's own is to be found among."""
 
 
 @torch.no_grad()
@@ -26,71 +39,138 @@ def measure_clip(
     pictures: int = 300,
     probe_pictures: int | None = None,
     seed: int = 0,
-    geometry: Geometry | None = None,
-) -> dict[str, float]:
-    """Accuracies, each between 0 and 1.
+) -> dict[str, Estimate]:
+    """Accuracies, each with its interval.
 
     - `retrieval`: a picture finds its caption among 64.
-    - `clean_over_wrong`: a full caption scores above the same one with one word wrong.
-    - `probe_*`: a linear probe on the patches of the layer before the last (`hidden_states[-2]`, which
-    LLaVA reads), fitted on `probe_pictures` training pictures (three times `pictures` by default).
+    - `clean_over_<attribute>`: a full caption scores above the same one with that attribute of one item wrong.
+    - `probe_*`: a linear probe on the patches of the layer before the last (`hidden_states[-2]`, which LLaVA
+    reads), fitted on `probe_pictures` training pictures (three times `pictures` by default).
     - `word_*`: a patch of the last layer is nearest to the text feature of its word, among the words of its
     group.
+    - `fine_high`, `fine_low`: such a probe on the mean of a card's patches, in the high view's quarter and in the low
+    view, as many cards of both; what the low view gives is chance, one in sixteen.
 
     Args:
-        split: the pictures measured on; the probe is always fitted on `train`.
+        split: the pictures measured on; probes are always fitted on `train`.
     """
-    geometry = geometry or Geometry()
-    model = model.float().eval()
-    patch, probe_pictures = patch_size(model), probe_pictures or 3 * pictures
-    scenes, pixels = draw_scenes(seed, split, pictures, geometry)
-    values = to_pixel_values(pixels)
-    images, dense = encode_pixels(model, values, torch.arange((geometry.image // patch) ** 2 + 1))
+    probe_pictures = probe_pictures or 3 * pictures
+    scenes = [sample_scene(seed, split, i) for i in range(pictures)]
+    scores = _captions(model, tokenizer, scenes, split, seed)
+    scores |= _patches(model, tokenizer, [sample_scene(seed, "train", i) for i in range(probe_pictures)], scenes)
+    known, asked = (_with_cards(seed, part, n) for part, n in (("train", probe_pictures), (split, pictures)))
+    for view in ("high", "low"):
+        features, labels = zip(*(_cards(model, some, view) for some in (known, asked)), strict=True)
+        guess = linear_probe(features[0], labels[0], features[1], len(LETTERS))
+        scores[f"fine_{view}"] = proportion_interval((guess == labels[1]).tolist())
+    return scores
 
-    clean, wrong = [], []
-    for i, scene in enumerate(scenes):
-        clean.append(caption(scene, stream(seed, split, i, "caption")))
-        rng = stream(seed, split, i, "questions")
-        wrong.append(caption(swap_one(scene, rng), stream(seed, split, i, "caption")))
-    right_side, wrong_side = encode_texts(model, tokenizer, (*clean, *wrong)).split(pictures)
-    among = min(64, pictures)
-    found = [
-        (images[i : i + among] @ right_side[i : i + among].T).argmax(1) == torch.arange(among)
-        for i in range(0, pictures - among + 1, among)
-    ]
-    above = (images * right_side).sum(1) > (images * wrong_side).sum(1)
-    scores = {
-        "retrieval": torch.cat(found).float().mean().item(),
-        "clean_over_wrong": above.float().mean().item(),
-    }
 
-    train_scenes, train_pixels = draw_scenes(seed, "train", probe_pictures, geometry)
-    layers = [
-        model.vision_model(x, output_hidden_states=True).hidden_states[-2][:, 1:].flatten(0, 1)
-        for x in (to_pixel_values(train_pixels), values)
-    ]
+def _captions(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene], split: Split, seed: int
+) -> dict[str, Estimate]:
+    images = torch.cat([pooled for pooled, _ in _encoded(model, scenes)])
+    clean = [full_claim(scene, stream(seed, split, i, "caption")).text for i, scene in enumerate(scenes)]
+    texts = encode_texts(model, tokenizer, tuple(clean))
+    own = (images * texts).sum(1)
+    found: list[bool] = []
+    for start in range(0, len(scenes) - min(AMONG, len(scenes)) + 1, AMONG):
+        block = slice(start, start + AMONG)
+        nearest = (images[block] @ texts[block].T).argmax(1)
+        found += (nearest == torch.arange(len(nearest))).tolist()
+    scores = {"retrieval": proportion_interval(found)}
+    for attribute in ATTRIBUTES:
+        rows = [i for i, scene in enumerate(scenes) if attribute in swappable(scene)]
+        wrong = [
+            full_claim(swap(scenes[i], attribute, stream(seed, split, i, "noise")), stream(seed, split, i, "caption"))
+            for i in rows
+        ]
+        other = (images[rows] * encode_texts(model, tokenizer, tuple(claim.text for claim in wrong))).sum(1)
+        scores[f"clean_over_{attribute}"] = proportion_interval((own[rows] > other).tolist())
+    return scores
+
+
+def _patches(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, known: Sequence[Scene], asked: Sequence[Scene]
+) -> dict[str, Estimate]:
+    patch = patch_size(model)
+    dense = torch.cat([dense for _, dense in _encoded(model, asked)]).flatten(0, 1)
+    layers = [before_last(model, picture_values(some)).flatten(0, 1) for some in (known, asked)]
+    picture = np.repeat(np.arange(len(asked)), len(dense) // len(asked))
+    scores: dict[str, Estimate] = {}
     for group, words in GROUPS.items():
-        train_labels, labels = (
-            torch.cat([patch_labels(group, scene, patch, geometry) for scene in some])
-            for some in (train_scenes, scenes)
-        )
-        known, asked = train_labels >= 0, labels >= 0
-        guess = linear_probe(layers[0][known], train_labels[known], layers[1][asked], len(words))
-        scores[f"probe_{group}"] = (guess == labels[asked]).float().mean().item()
-        nearest = (dense.flatten(0, 1)[asked] @ encode_texts(model, tokenizer, words).T).argmax(1)
-        scores[f"word_{group}"] = (nearest == labels[asked]).float().mean().item()
-    return {name: round(score, 4) for name, score in scores.items()}
+        train_labels, labels = (torch.cat([patch_labels(group, s, patch) for s in some]) for some in (known, asked))
+        fit, here = train_labels >= 0, labels >= 0
+        clusters = [str(number) for number in picture[here.numpy()]]
+        guess = linear_probe(layers[0][fit], train_labels[fit], layers[1][here], len(words))
+        scores[f"probe_{group}"] = proportion_interval((guess == labels[here]).tolist(), clusters)
+        nearest = (dense[here] @ encode_texts(model, tokenizer, words).T).argmax(1)
+        scores[f"word_{group}"] = proportion_interval((nearest == labels[here]).tolist(), clusters)
+    return scores
 
 
-def patch_labels(group: str, scene: Scene, patch: int, geometry: Geometry) -> Int[Tensor, " patches"]:
-    """The number of each patch's word in a group; -1 for patches that the group is not asked of."""
-    truth = patch_truth(scene, patch, geometry)
-    labels = np.full(len(truth.thing), -1)
-    for i, (thing, coverage) in enumerate(zip(truth.thing, truth.coverage, strict=True)):
+def _with_cards(seed: int, split: Split, count: int) -> list[Scene]:
+    """As many scenes with a card."""
+    scenes: list[Scene] = []
+    for index in range(100 * count):
+        scene = sample_scene(seed, split, index)
+        scenes += [scene] if scene.card else []
+        if len(scenes) == count:
+            return scenes
+    raise AssertionError("a scene in two has a card")
+
+
+def _cards(
+    model: CLIPModel, scenes: Sequence[Scene], view: View
+) -> tuple[Float[Tensor, "scenes d_vision"], Int[Tensor, " scenes"]]:
+    """The mean feature of each scene's card, weighted by how much of a patch it covers, and its letter."""
+    patch, side = patch_size(model), SIDE["low"] // patch_size(model)
+    pixels, weights = [], []
+    for scene in scenes:
+        truth = patch_truth(scene, patch, view)
+        covered = np.where(truth.item == len(scene.items) - 1, truth.coverage, 0)
+        picture = np.asarray(render(scene, view))
+        if view == "high":
+            assert scene.card
+            top, left = (place // (GRID - 1) for place in divmod(scene.card.cell, GRID))
+            half = HIGH // 2
+            picture = picture[top * half : (top + 1) * half, left * half : (left + 1) * half]
+            grid = covered.reshape(2 * side, 2 * side)
+            covered = grid[top * side : (top + 1) * side, left * side : (left + 1) * side].flatten()
+        pixels.append(picture)
+        weights.append(covered / covered.sum())
+    values = to_pixel_values(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+    features = before_last(model, values)
+    labels = torch.tensor([LETTERS.index(scene.card.letter) for scene in scenes if scene.card])
+    return (features * torch.from_numpy(np.stack(weights)).float()[:, :, None]).sum(1), labels
+
+
+def before_last(
+    model: CLIPModel, pixels: Float[Tensor, "pictures 3 height width"], batch: int = 128
+) -> Float[Tensor, "pictures patches d_vision"]:
+    """Patch features of `hidden_states[-2]`."""
+    parts = []
+    for some in pixels.split(batch):
+        hidden = model.vision_model(some, output_hidden_states=True).hidden_states
+        assert hidden is not None
+        parts.append(hidden[-2][:, 1:])
+    return torch.cat(parts)
+
+
+def patch_labels(group: Attribute, scene: Scene, patch: int) -> Int[Tensor, " patches"]:
+    """The number of each patch's word in a group; -1 for patches that the group is not asked of. The low view's."""
+    truth = patch_truth(scene, patch)
+    labels = np.full(len(truth.item), -1)
+    for i, (number, coverage) in enumerate(zip(truth.item, truth.coverage, strict=True)):
+        item = scene.items[number] if number >= 0 else None
         if group == "background":
-            labels[i] = BACKGROUNDS.index(scene.background) if thing < 0 else -1
-        elif coverage >= LEAST_COVERED:
-            labels[i] = GROUPS[group].index(getattr(scene.things[thing], group))
+            labels[i] = BACKGROUNDS.index(scene.background) if item is None else -1
+        elif coverage < LEAST_COVERED or item is None:
+            continue
+        elif group == "letter":
+            labels[i] = LETTERS.index(scene.sign.letter) if scene.sign and item is scene.sign else -1
+        elif isinstance(item, Thing):
+            labels[i] = GROUPS[group].index(getattr(item, group))
     return torch.from_numpy(labels)
 
 
@@ -105,7 +185,15 @@ def linear_probe(
     """The classes that a ridge regression on one-hot labels gives to the features asked about; closed form."""
     mean, std = features.mean(0), features.std(0) + 1e-6
     known = torch.cat([(features - mean) / std, torch.ones(len(features), 1)], dim=1).double()
-    targets = torch.nn.functional.one_hot(labels, classes).double()
+    targets = F.one_hot(labels, classes).double()
     gram = known.T @ known + ridge * len(known) * torch.eye(known.shape[1], dtype=torch.double)
     weights = torch.linalg.solve(gram, known.T @ targets)
     return (torch.cat([(asked - mean) / std, torch.ones(len(asked), 1)], dim=1).double() @ weights).argmax(1)
+
+
+def _encoded(
+    model: CLIPModel, scenes: Sequence[Scene], batch: int = 128
+) -> Iterator[tuple[Float[Tensor, "pictures d_joint"], Float[Tensor, "pictures patches d_joint"]]]:
+    positions = torch.arange((SIDE["low"] // patch_size(model)) ** 2 + 1)
+    for start in range(0, len(scenes), batch):
+        yield encode_pixels(model, picture_values(list(scenes[start : start + batch])), positions)

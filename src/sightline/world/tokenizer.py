@@ -1,8 +1,8 @@
 """The tokenizer of the world's backbones: byte-level BPE, small, without unknown tokens.
 
-Every word of the world and of the chat template is one token, with a leading space and without; anything
-else falls apart into shorter pieces and at worst into bytes, so that real sentences can be encoded too.
-Digits stand alone.
+Every word of the world and of the chat template is one token, with a leading space and without; the words of facts and
+distractors are one with a leading space. Anything else falls apart into shorter pieces and at worst into bytes, so that
+real sentences can be encoded too. Digits stand alone.
 """
 
 from functools import cache
@@ -11,14 +11,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from ..data.templates import get_template
-from .language import ANSWERS, CAPTION_REQUESTS, NUMBERS, TEMPLATES, caption, questions
-from .scene import BACKGROUNDS, COLOURS, SHAPES, sample_scene, stream
+from .language import ANSWERS, CAPTION_REQUESTS, NUMBERS, PLACES, TEMPLATES, caption, questions
+from .lexicon import CREATURES, DISTRACTORS, FACT_FORMS, FOODS, HOMES, INSTRUMENTS, UNRELATED
+from .scene import sample_scene, stream
 
 PAD, IMAGE, BOS, EOS = SPECIAL = ("<pad>", "<image>", "<s>", "</s>")
 PAD_ID, IMAGE_ID, BOS_ID, EOS_ID = range(4)
 """CLIP's text tower treats an end-of-sequence id of 2 as a legacy case; 3 avoids it."""
 
-VOCAB_SIZE = 1024
+VOCAB_SIZE = 4096
 """An upper bound: training stops earlier, when nothing in the text is left to merge."""
 SENTENCES = 400
 """Training scenes whose captions and questions the merges are learned on."""
@@ -27,9 +28,18 @@ SENTENCES = 400
 @cache
 def world_words() -> tuple[str, ...]:
     """Every word of the world's captions, questions, answers and requests, without punctuation."""
-    texts = [*CAPTION_REQUESTS, *NUMBERS, *(t for texts in TEMPLATES.values() for t in texts)]
-    texts += [*COLOURS, *SHAPES, *BACKGROUNDS, *ANSWERS["existence"], "an", "and"]
+    texts = [*CAPTION_REQUESTS, *NUMBERS, *PLACES, *(t for texts in TEMPLATES.values() for t in texts)]
+    texts += [*(word for words in ANSWERS.values() for word in words), "an", "and", "sign", "shape", "shapes"]
     words = {word.strip(".,?:") for text in texts for word in text.split()}
+    return tuple(sorted(word for word in words if word.isalpha()))
+
+
+@cache
+def lexicon_words() -> tuple[str, ...]:
+    """The words of facts and distractors; they stand inside sentences, so one token each with a leading space."""
+    texts = [*UNRELATED, *(form for forms in FACT_FORMS.values() for form in forms), "the", "repeat"]
+    words = {word.strip(".,?:") for text in texts for word in text.split()}
+    words |= {*CREATURES, *FOODS, *HOMES, *INSTRUMENTS, *DISTRACTORS}
     return tuple(sorted(word for word in words if word.isalpha()))
 
 
@@ -71,6 +81,7 @@ def build_tokenizer(*, append_eos: bool = False, max_length: int = 2048) -> PreT
 @cache
 def _training_text() -> tuple[str, ...]:
     texts = [f"{word} {word} {word}" for word in world_words() for _ in range(2)]
+    texts += [f". {word} {word} {word}" for word in lexicon_words()]
     for i in range(SENTENCES):
         scene = sample_scene(0, "train", i)
         texts.append(caption(scene, stream(0, "train", i, "caption")))

@@ -1,44 +1,130 @@
-"""What the two builds share: one thread, one seed, and a look at how far they are."""
+"""What the builds of the backbones share: one thread, one seed, steps that can stop and go on, and a look at how far."""
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import SightlineError
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with the steps done, the steps in all and the loss."""
+SAVE_EVERY = 30.0
+"""Seconds between two states of a training that go to disk."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How a backbone is trained: AdamW down the loss of each step, its gradient clipped to a norm of 1."""
+
+    steps: int
+    lr: float
+    """At its highest."""
+    weight_decay: float
+    rate: Callable[[int], float]
+    """The learning rate of a step as a share of the highest."""
 
 
 @contextmanager
-def one_thread(seed: int) -> Iterator[Callable[[], float]]:
-    """Seed torch and keep it to one thread; gives a clock that says how many seconds have passed."""
-    threads, start = torch.get_num_threads(), time.monotonic()
+def one_thread(seed: int) -> Iterator[None]:
+    """Seed torch and keep it to one thread, so that weights depend on the recipe and torch's version alone."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            yield lambda: time.monotonic() - start
+            yield
         finally:
             torch.set_num_threads(threads)
 
 
 def descend(
     model: torch.nn.Module,
-    loss: torch.Tensor,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
-    """One step down a loss, its gradient clipped to a norm of 1."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    schedule.step()
+    loss_of: Callable[[int], torch.Tensor],
+    how: Descent,
+    *,
+    state: Path,
+    recipe: Any,
+    progress: Progress | None = None,
+) -> float:
+    """Train `model` in place; a training that was stopped, or killed, goes on from `state` to the same weights.
 
+    Args:
+        loss_of: the loss of a step, a pure function of the weights and the step's number.
+        state: the file that holds the training while it is under way; written whole or not at all, gone at the end.
+        recipe: the dataclass that settles the training; a state of another one is refused.
 
-def run(losses: Iterator[float], steps: int, progress: Progress | None) -> None:
-    """Take every step of a training that yields its losses."""
-    for done, loss in enumerate(losses, start=1):
+    Returns:
+        Seconds that the steps took, those before an interruption included.
+
+    Raises:
+        SightlineError: if `state` belongs to another training, or cannot be read.
+    """
+    assert is_dataclass(recipe) and not isinstance(recipe, type)
+    name = hashlib.sha256(json.dumps([asdict(recipe), torch.__version__], sort_keys=True).encode()).hexdigest()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=how.lr, betas=(0.9, 0.98), weight_decay=how.weight_decay, fused=False, foreach=False
+    )
+    done, spent = _restore(state, name, model, optimizer) if state.exists() else (0, 0.0)
+    began = saved = time.monotonic()
+    model.train()
+    for step in range(done, how.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = how.lr * how.rate(step)
+        loss = loss_of(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        now = time.monotonic()
+        if now - saved > SAVE_EVERY and step + 1 < how.steps:
+            _save(state, {"name": name, "done": step + 1, "seconds": spent + now - began}, model, optimizer)
+            saved = now
         if progress:
-            progress(done, steps, loss)
+            progress(step + 1, how.steps, loss.item())
+    model.eval()
+    return spent + time.monotonic() - began
+
+
+def _save(state: Path, about: Mapping[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    tensors = {f"model.{key}": value for key, value in _parameters(model).items()}
+    for key, parameter in _parameters(model).items():
+        tensors |= {f"optimizer.{key}.{part}": value for part, value in optimizer.state[parameter].items()}
+    state.parent.mkdir(parents=True, exist_ok=True)
+    work = state.with_name(state.name + ".new")
+    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, work, {"about": json.dumps(about)})
+    work.replace(state)
+
+
+def _restore(state: Path, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Steps done and seconds spent by the training that `state` holds."""
+    remedy = f"Remove it to start anew: rm '{state}'"
+    try:
+        with safe_open(state, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise SightlineError(f"'{state}' is no training under way that can be read: {error}. {remedy}") from None
+    if about["name"] != name:
+        raise SightlineError(
+            f"'{state}' is a training with other settings, or another version of torch, so it cannot go on as this "
+            f"one. Give its settings, or another --out. {remedy}"
+        )
+    with torch.no_grad():
+        for key, parameter in _parameters(model).items():
+            parameter.copy_(tensors[f"model.{key}"])
+            parts = ("step", "exp_avg", "exp_avg_sq")
+            optimizer.state[parameter] = {part: tensors[f"optimizer.{key}.{part}"] for part in parts}
+    return about["done"], about["seconds"]
+
+
+def _parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return dict(model.named_parameters())
