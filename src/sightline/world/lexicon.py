@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from .scene import choose
+from .scene import BACKGROUNDS, COLOURS, LETTERS, SHAPES, SIZES, choose
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -75,6 +75,13 @@ def world_facts() -> tuple[WorldFact, ...]:
             told, asked = FACT_FORMS[about]
             facts.append(WorldFact(told.format(creature=creature, word=word), asked.format(creature=creature), word))
     return tuple(facts)
+
+
+def content_words() -> tuple[str, ...]:
+    """The words that carry what the world's pictures show and its facts tell."""
+    shown = (*COLOURS, *SHAPES, *SIZES, *LETTERS, *BACKGROUNDS, "sign", "card", "letter", "picture", "background")
+    places = ("top", "bottom", "left", "right", "centre", "above", "below")
+    return (*shown, *places, "one", "two", "three", "four", *CREATURES, *FOODS, *HOMES, *INSTRUMENTS)
 
 
 def with_article(word: str) -> str:

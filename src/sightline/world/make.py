@@ -1,15 +1,20 @@
 """Writes a small world to a folder, in the formats that users' own data has.
 
-    images/<split>/000123.png       the pictures
-    pretrain.json                   LLaVA JSON: one caption for each training picture
+    images/<split>/000123.png       the pictures, in one view
+    pretrain.json                   LLaVA JSON: one clean caption for each training picture
+    pretrain.noisy.json             the same pictures with captions of known `grade`, from clean to unrelated
     instruct.json                   LLaVA JSON: one question in each row with its `ability`, and some descriptions
-    validation.captions.json        LLaVA JSON: clean captions to measure on
+    validation.captions.json        LLaVA JSON: clean captions, and
+    validation.instruct.json        questions with their answers, to measure a loss on
     <split>.questions.jsonl         rows {id, image, question, answer, ability} for validation, test and novel
+    <split>.text.jsonl              the same without images, for validation and test: facts that only text tells, and
+                                    questions about scenes described in words
     truth/<split>.jsonl             the scene of each picture, and what each of its patches shows
-    world.json                      seed, sizes, geometry, words
+    words.txt                       a list of words for labels: the world's own, then as many distractors and more
+    world.json                      seed, sizes, view, words
 
-`image` is relative to `images/`. A row holds one question: several in one context would answer each other.
-The folder appears whole or not at all.
+`image` is relative to `images/`. A row holds one question: several in one context would answer each other. The folder
+appears whole or not at all.
 """
 
 import json
@@ -20,28 +25,33 @@ from typing import Any
 
 from ..errors import SightlineError
 from ..files import atomic_folder, claim_empty, write_json
-from .draw import patch_truth, render
+from .claims import GRADES, graded_caption
+from .draw import SIDE, View, patch_truth, render
 from .language import ABILITIES, CAPTION_REQUESTS, caption, questions
+from .lexicon import DISTRACTORS, content_words, world_facts
 from .scene import (
     BACKGROUNDS,
     COLOURS,
+    LETTERS,
     NOVEL_PAIRS,
     SHAPES,
-    SPLITS,
-    Geometry,
+    SIZES,
     Scene,
     Split,
+    choose,
     sample_scene,
     stream,
 )
 
-VERSION = 1
+VERSION = 2
 """Of the world: another number means that the same seed gives other data."""
 PATCH = 16
 """Width of the patches that `truth/` is written for, in pixels; `draw.patch_truth` computes it for any."""
 
 DESCRIBED = 4
 """Every fourth training picture is also described in `instruct.json`, so that tuning does not unlearn it."""
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+"""The splits that come with questions on text alone."""
 
 Progress = Callable[[Split, int, int], None]
 """Called with the split, the pictures done and the pictures in all."""
@@ -51,6 +61,7 @@ def make_world(
     out: Path,
     *,
     seed: int = 0,
+    view: View = "low",
     train: int = 2000,
     validation: int = 300,
     test: int = 300,
@@ -60,7 +71,9 @@ def make_world(
     """Draws a world into the folder `out`, which must not exist or be empty.
 
     Args:
-        seed: a seed and sizes give the same files on every machine.
+        seed: a seed, a view and sizes give the same files on every machine.
+        view: `low` pictures, or `high` ones, whose captions and questions tell the letters of cards too. The image
+            processor of `world:clip` makes the low view of a high picture exactly.
         train, validation, test, novel: pictures of each split; a larger split begins with the same pictures.
 
     Raises:
@@ -71,7 +84,34 @@ def make_world(
     claim_empty(out, "a world")
     _check(seed, sizes)
     with atomic_folder(out) as partial:
-        _write(partial, seed, sizes, progress or (lambda split, done, total: None))
+        for split, size in sizes.items():
+            (partial / "images" / split).mkdir(parents=True)
+            scenes = [sample_scene(seed, split, index) for index in range(size)]
+            for index, scene in enumerate(scenes):
+                render(scene, view).save(partial / "images" / _image(split, index))
+                if progress:
+                    progress(split, index + 1, size)
+            _write_texts(partial, seed, split, scenes, view)
+            _write_lines(
+                partial / "truth" / f"{split}.jsonl", (_truth(split, i, s, view) for i, s in enumerate(scenes))
+            )
+        own = content_words()
+        (partial / "words.txt").write_text("\n".join([*own, *DISTRACTORS]) + "\n", encoding="utf-8")
+        about = {
+            "version": VERSION,
+            "seed": seed,
+            "sizes": sizes,
+            "view": view,
+            "image": SIDE[view],
+            "patch": PATCH,
+            "abilities": ABILITIES,
+            "grades": GRADES,
+            "words": {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "letter": LETTERS, "background": BACKGROUNDS},
+            "content_words": len(own),
+            "distractors": len(DISTRACTORS),
+            "novel_pairs": NOVEL_PAIRS,
+        }
+        write_json(partial / "world.json", about)
 
 
 def _check(seed: int, sizes: dict[Split, int]) -> None:
@@ -85,50 +125,82 @@ def _check(seed: int, sizes: dict[Split, int]) -> None:
             )
 
 
-def _write(out: Path, seed: int, sizes: dict[Split, int], progress: Progress) -> None:
-    geometry = Geometry()
-    (out / "truth").mkdir()
-    made: dict[Scene, str] = {}
-    for split, size in sizes.items():
-        (out / "images" / split).mkdir(parents=True)
-        captions, asked, truth = [], [], []
-        for index in range(size):
-            scene = sample_scene(seed, split, index, geometry)
-            name = f"{split}/{index:06d}"
-            image = f"{name}.png"
-            assert made.setdefault(scene, name) == name, f"{name} repeats {made[scene]}"
-            render(scene, geometry).save(out / "images" / image)
-            rng = stream(seed, split, index, "caption")
-            request = CAPTION_REQUESTS[rng.integers(len(CAPTION_REQUESTS))]
-            captions.append(_llava(f"{name}-caption", image, request, caption(scene, rng)))
-            for question in questions(scene, split, index, stream(seed, split, index, "questions")):
-                asked.append((f"{name}-{question.ability}", image, question))
-            truth.append(_truth(name, image, scene, geometry))
-            progress(split, index + 1, size)
-        _write_lines(out / "truth" / f"{split}.jsonl", truth)
-        if split == "train":
-            _write_json(out / "pretrain.json", captions)
-            rows = [_llava(id, image, q.text, q.answer) | {"ability": q.ability} for id, image, q in asked]
-            described = [caption | {"ability": "description"} for caption in captions[::DESCRIBED]]
-            _write_json(out / "instruct.json", rows + described)
-        else:
-            if split == "validation":
-                _write_json(out / "validation.captions.json", captions)
-            rows = [
-                {"id": id, "image": image, "question": q.text, "answer": q.answer, "ability": q.ability}
-                for id, image, q in asked
-            ]
-            _write_lines(out / f"{split}.questions.jsonl", rows)
-    about = {
-        "version": VERSION,
-        "seed": seed,
-        "sizes": {split: sizes[split] for split in SPLITS},
-        "geometry": asdict(geometry) | {"patch": PATCH},
-        "abilities": ABILITIES,
-        "words": {"colour": COLOURS, "shape": SHAPES, "background": BACKGROUNDS},
-        "novel_pairs": NOVEL_PAIRS,
-    }
-    write_json(out / "world.json", about)
+def _write_texts(out: Path, seed: int, split: Split, scenes: list[Scene], view: View) -> None:
+    captions = [_caption_row(seed, split, index, scene, view) for index, scene in enumerate(scenes)]
+    asked = [row for index, scene in enumerate(scenes) for row in _question_rows(seed, split, index, scene, view)]
+    tuning = [
+        _llava(row["id"], row["image"], row["question"], row["answer"]) | {"ability": row["ability"]} for row in asked
+    ]
+    if split == "train":
+        _write_json(out / "pretrain.json", captions)
+        noisy = [_noisy_row(seed, split, i, scene, row) for i, (scene, row) in enumerate(zip(scenes, captions, strict=True))]
+        _write_json(out / "pretrain.noisy.json", noisy)
+        described = [row | {"ability": "description"} for row in captions[::DESCRIBED]]
+        _write_json(out / "instruct.json", tuning + described)
+        return
+    _write_lines(out / f"{split}.questions.jsonl", asked)
+    if split == "validation":
+        _write_json(out / "validation.captions.json", captions)
+        _write_json(out / "validation.instruct.json", tuning)
+    if split in HELD_OUT:
+        facts = [
+            {"id": f"fact-{i}", "question": fact.question, "answer": fact.answer, "ability": "fact"}
+            for i, fact in enumerate(world_facts())
+        ]
+        told = [row for i, scene in enumerate(scenes) for row in _described_rows(seed, split, i, scene)]
+        _write_lines(out / f"{split}.text.jsonl", facts + told)
+
+
+def _image(split: Split, index: int) -> str:
+    return f"{split}/{index:06d}.png"
+
+
+def _name(split: Split, index: int) -> str:
+    return f"{split}/{index:06d}"
+
+
+def _caption_row(seed: int, split: Split, index: int, scene: Scene, view: View) -> dict[str, Any]:
+    rng = stream(seed, split, index, "caption")
+    request = choose(rng, CAPTION_REQUESTS)
+    return _llava(f"{_name(split, index)}-caption", _image(split, index), request, caption(scene, rng, view=view))
+
+
+def _noisy_row(seed: int, split: Split, index: int, scene: Scene, clean: dict[str, Any]) -> dict[str, Any]:
+    """The clean row in every second case, else one of another grade; how much of it is true is written with it."""
+    rng = stream(seed, split, index, "noise")
+    graded = graded_caption(scene, "clean" if rng.integers(2) else choose(rng, GRADES[1:]), rng)
+    request, answer = clean["conversations"]
+    noise = {"grade": graded.grade, "stated": graded.stated, "true": graded.true, "left_out": graded.left_out}
+    return clean | {"conversations": [request, answer | {"value": graded.text}]} | noise
+
+
+def _question_rows(seed: int, split: Split, index: int, scene: Scene, view: View) -> list[dict[str, Any]]:
+    rng = stream(seed, split, index, "questions")
+    return [
+        {
+            "id": f"{_name(split, index)}-{q.ability}",
+            "image": _image(split, index),
+            "question": q.text,
+            "answer": q.answer,
+            "ability": q.ability,
+        }
+        for q in questions(scene, split, index, rng, view=view)
+    ]
+
+
+def _described_rows(seed: int, split: Split, index: int, scene: Scene) -> list[dict[str, Any]]:
+    """One question about a scene that is described, not shown."""
+    rng = stream(seed, split, index, "text")
+    told = caption(scene, rng, view="high", places=True)
+    question = choose(rng, questions(scene, split, index, rng, view="high"))
+    return [
+        {
+            "id": f"{_name(split, index)}-described",
+            "question": f"{told} {question.text}",
+            "answer": question.answer,
+            "ability": "described",
+        }
+    ]
 
 
 def _llava(id: str, image: str, request: str, answer: str) -> dict[str, Any]:
@@ -136,13 +208,14 @@ def _llava(id: str, image: str, request: str, answer: str) -> dict[str, Any]:
     return {"id": id, "image": image, "conversations": turns}
 
 
-def _truth(name: str, image: str, scene: Scene, geometry: Geometry) -> dict[str, Any]:
-    truth = patch_truth(scene, PATCH, geometry)
+def _truth(split: Split, index: int, scene: Scene, view: View) -> dict[str, Any]:
+    truth = patch_truth(scene, PATCH, view)
     patches = [
-        {"thing": int(thing), "coverage": round(float(coverage), 4), "words": words}
-        for thing, coverage, words in zip(truth.thing, truth.coverage, truth.words, strict=True)
+        {"item": int(item), "coverage": round(float(coverage), 4), "words": words}
+        for item, coverage, words in zip(truth.item, truth.coverage, truth.words, strict=True)
     ]
-    return {"id": name, "image": image, "scene": asdict(scene), "patch": PATCH, "patches": patches}
+    about = {"id": _name(split, index), "image": _image(split, index)}
+    return about | {"scene": asdict(scene), "patch": PATCH, "patches": patches}
 
 
 def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -150,4 +223,5 @@ def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
