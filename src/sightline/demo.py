@@ -17,7 +17,7 @@ from rich.console import Console
 from .errors import SightlineError
 from .files import claim_empty
 
-ASKED = ("colour", "background", "existence")
+ASKED = ("colour", "relation", "reading")
 SHORT = {
     "world": ["--train", "48", "--validation", "16", "--test", "16", "--novel", "16"],
     "train": ["stages.0.steps=3", "stages.1.steps=3", "stages.0.batch_size=8", "stages.1.batch_size=8"],
@@ -49,6 +49,7 @@ def run_demo(out: Path, *, short: bool = False) -> Path:
         f"stages.0.data.path={world / 'pretrain.json'}",
         f"stages.0.validation.path={world / 'validation.captions.json'}",
         f"stages.1.data.path={world / 'instruct.json'}",
+        f"stages.1.validation.path={world / 'validation.instruct.json'}",
         *(SHORT["train"] if short else []),
     ]
     _say(console, "2. two stages of training; a twin that sees only grey images trains beside it")

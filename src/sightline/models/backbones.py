@@ -13,12 +13,11 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ..data.processor import output_size
-from ..errors import SightlineError, did_you_mean
+from ..errors import SightlineError
 from ..world import backbone_path
 from .hub import found, load_weights, weight_name
 from .towers import tower_spec
 
-WORLD_PARTS: tuple[Literal["clip"], Literal["lm"]] = ("clip", "lm")
 ImageFit = Literal["pad", "crop"]
 
 
@@ -90,13 +89,7 @@ def resolve(name: str) -> str:
         SightlineError: for an unknown `world:` part, or something that looks like a path and is not there.
     """
     if name.startswith("world:"):
-        part = name.removeprefix("world:")
-        if part not in WORLD_PARTS:
-            raise SightlineError(
-                f"the small world has no '{part}'{did_you_mean(part, WORLD_PARTS) or '.'} "
-                f"It has {', '.join(WORLD_PARTS)}."
-            )
-        return str(backbone_path(part))
+        return str(backbone_path(name.removeprefix("world:")))
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)

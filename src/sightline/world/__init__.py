@@ -1,20 +1,48 @@
 """The small world: the embedded default, drawn from seeds, with known truth, and its tiny backbones.
 
-    scene      what is there: backgrounds and things, a pure function of (seed, split, index)
-    draw       its pixels, and which thing covers which patch
-    language   its captions and its questions, whose answers follow from the scene
-    make       a folder in LLaVA's formats, ready for training and evaluation
-    backbones  a CLIP and a language model trained on it, saved in the standard way
+    scene       what is there: a background, things, signs, cards; a pure function of (seed, split, index)
+    draw        its pixels in two views, and which item covers which patch
+    language    its captions and its questions, whose answers follow from the scene
+    lexicon     facts that only text tells, and distractors
+    claims      what a text states of a scene, and captions of graded noise
+    make        a folder in LLaVA's formats, ready for training and evaluation
+    sheet       a contact sheet to look at
+    backbones   CLIPs and language models trained on it, saved in the standard way
+    build_*     how they are trained; measure_* what they know; thresholds what they must know
 
 Importing this package costs nothing: torch, numpy and Pillow are loaded by the modules that need them.
 """
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Literal
 
-BACKBONES = Path(__file__).parent / "backbones"
+from ..errors import SightlineError, did_you_mean
 
 
-def backbone_path(name: Literal["clip", "lm"]) -> Path:
-    """The folder of a backbone that ships with the package; `from_pretrained` loads it."""
-    return BACKBONES / name
+class Backbone(StrEnum):
+    """The backbones that ship with the package, `world:clip` and so on in a recipe."""
+
+    clip = "clip"
+    """Vision and text towers that know every word of the world."""
+    clip_contrast = "clip-contrast"
+    """The same towers, trained by contrast of pictures with captions alone."""
+    lm = "lm"
+    """A language model that binds words and knows the world's facts."""
+    lm_small = "lm-small"
+    """The same, a third of its size."""
+
+
+_FOLDER = Path(__file__).parent / "backbones"
+
+
+def backbone_path(name: str) -> Path:
+    """The folder of a backbone that ships with the package; `from_pretrained` loads it.
+
+    Raises:
+        SightlineError: if there is none of that name.
+    """
+    names = [backbone.value for backbone in Backbone]
+    if name not in names:
+        near = did_you_mean(name, names) or "."
+        raise SightlineError(f"the small world has no '{name}'{near} It has {', '.join(names)}.")
+    return _FOLDER / name

@@ -1,10 +1,12 @@
-"""`sightline world`: makes the small world, and rebuilds the backbones that ship with the package."""
+"""`sightline world`: makes the small world, shows it, checks the backbones that ship with the package, and rebuilds them."""
 
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from . import Backbone
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,10 +15,27 @@ app = typer.Typer(
 )
 
 
+class View(StrEnum):
+    """The two views of a scene."""
+
+    low = "low"
+    high = "high"
+
+
+class Split(StrEnum):
+    """The world's splits."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+    novel = "novel"
+
+
 @app.command()
 def make(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
     seed: Annotated[int, typer.Option(help="Same seed, same files, on every machine.")] = 0,
+    view: Annotated[View, typer.Option(help="96 px, or 192 px where the letters of cards can be read.")] = View.low,
     train: Annotated[int, typer.Option(help="Training pictures.")] = 2000,
     validation: Annotated[int, typer.Option(help="Pictures for choosing settings.")] = 300,
     test: Annotated[int, typer.Option(help="Pictures for final tables only.")] = 300,
@@ -24,14 +43,15 @@ def make(
 ) -> None:
     """Draw a world into DIR: pictures with LLaVA JSON and question files.
 
-    Each picture shows one to four things on a background. DIR then holds
+    Each picture shows one to four things on a background, half of them a sign with a letter too. DIR then holds
 
     - `pretrain.json` and `instruct.json`: captions and questions of the training pictures, in LLaVA's format;
+    `pretrain.noisy.json`: captions of which it is known how much is true;
 
-    - `validation.questions.jsonl`, `test.questions.jsonl`, `novel.questions.jsonl`: questions on colour,
-    shape, count, background and existence, each with its one-word answer;
+    - `validation.questions.jsonl`, `test.questions.jsonl`, `novel.questions.jsonl`: questions on colour, shape, size,
+    count, background, relation, reading and existence, each with its one-word answer; `*.text.jsonl`: without images;
 
-    - `truth/`: the scene behind each picture, and what each patch of it shows.
+    - `truth/`: the scene behind each picture, and what each patch of it shows; `words.txt`: words for labels.
 
     No scene is in two splits, whatever the seed. Example: `sightline world make data/world`
     """
@@ -47,32 +67,80 @@ def make(
                 tasks[split] = bar.add_task(f"drawing {split}", total=total)
             bar.update(tasks[split], completed=done)
 
-        make_world(folder, seed=seed, train=train, validation=validation, test=test, novel=novel, progress=advance)
-    typer.echo(f"{train + validation + test + novel} pictures in {folder}; see {folder / 'world.json'}")
+        sizes = {"train": train, "validation": validation, "test": test, "novel": novel}
+        make_world(folder, seed=seed, view=view.value, **sizes, progress=advance)
+    typer.echo(f"{sum(sizes.values())} pictures in {folder}; see {folder / 'world.json'}")
 
 
-class Backbone(StrEnum):
-    """The backbones that can be built."""
+@app.command()
+def sheet(
+    out: Annotated[Path, typer.Argument(help="The PNG to write.", metavar="FILE")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the scenes.")] = 0,
+    split: Annotated[Split, typer.Option(help="Which scenes.")] = Split.train,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=40, help="How many scenes.")] = 6,
+) -> None:
+    """Draw a contact sheet: scenes in both views, captions of every grade of noise, questions with their answers.
 
-    clip = "clip"
-    lm = "lm"
+    Example: `sightline world sheet sheet.png --split novel`
+    """
+    from .sheet import draw_sheet
+
+    draw_sheet(out, seed=seed, split=split.value, first=first, count=count)
+    typer.echo(f"{count} scenes of {split.value} in {out}")
+
+
+@app.command()
+def check(
+    backbone: Annotated[
+        list[Backbone] | None, typer.Argument(help="Which to check.", show_default="all of them")
+    ] = None,
+    split: Annotated[
+        Split, typer.Option(help="The scenes measured on; thresholds are for validation.")
+    ] = Split.validation,
+    sample: Annotated[int, typer.Option(min=8, help="How many pictures, and how many described scenes.")] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of the table.")] = False,
+) -> None:
+    """Measure the shipped backbones and print every score with its 95% interval beside its threshold.
+
+    Ends with code 1 if one misses its threshold: then a result in the world says nothing about a method. Example:
+    `sightline world check clip`
+    """
+    import json
+
+    from rich.console import Console
+
+    from .thresholds import check as measure
+
+    names = [item.value for item in backbone or list(Backbone)]
+    console, missed = Console(stderr=True), 0
+    with console.status("measuring") as status:
+        for finding in measure(names, split=split.value, sample=sample):
+            status.update(f"measuring {finding.backbone}")
+            missed += not finding.passes
+            typer.echo(json.dumps(finding.as_row()) if as_json else finding.line())
+    if missed:
+        typer.echo(f"{missed} below the threshold")
+        raise typer.Exit(1)
 
 
 @app.command()
 def build(
-    backbone: Annotated[Backbone, typer.Argument(help="The vision and text towers, or the language model.")],
+    backbone: Annotated[Backbone, typer.Argument(help="Two CLIPs and two language models; see `docs/world.md`.")],
     out: Annotated[Path | None, typer.Option(help="A new or empty folder.", show_default="backbones/NAME")] = None,
-    seed: Annotated[int, typer.Option(help="Of the initial weights and the training data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the training data.")] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps.", show_default="those of the one shipped")
     ] = None,
 ) -> None:
-    """Train a tiny backbone of the world again, on one CPU thread.
+    """Train a tiny backbone of the world again, on one CPU thread with another that draws its data.
 
-    The package ships both, so this is not needed to use them. The folder holds a standard `CLIPModel` or
-    `LlamaForCausalLM`, and `card.json` with its recipe, its time and what it measures. Example: `sightline
-    world build clip --steps 200`
+    The package ships all of them, so this is not needed to use them. The folder holds a standard `CLIPModel` or
+    `LlamaForCausalLM`, and `card.json` with its recipe, its time and what it measures. Stopped or killed, the same command
+    goes on where it was, to the same weights. Example: `sightline world build clip --steps 200`
     """
+    from dataclasses import replace
+
     from rich.progress import Progress
 
     out = out or Path("backbones") / backbone.value
@@ -83,12 +151,14 @@ def build(
             description = f"training {backbone.value}, loss {loss:.3f}"
             bar.update(task, completed=done, total=total, description=description)
 
-        if backbone is Backbone.clip:
-            from .build_clip import ClipRecipe, build_clip
+        if backbone.value.startswith("clip"):
+            from .build_clip import CONTRAST_ONLY, ClipRecipe, build_clip
 
-            build_clip(out, ClipRecipe(seed=seed, steps=steps or ClipRecipe.steps), advance)
+            recipe = CONTRAST_ONLY if backbone is Backbone.clip_contrast else ClipRecipe()
+            build_clip(out, replace(recipe, seed=seed, steps=steps or recipe.steps), advance)
         else:
-            from .build_lm import LmRecipe, build_lm
+            from .build_lm import SMALL, LmRecipe, build_lm
 
-            build_lm(out, LmRecipe(seed=seed, steps=steps or LmRecipe.steps), advance)
+            recipe = SMALL if backbone is Backbone.lm_small else LmRecipe()
+            build_lm(out, replace(recipe, seed=seed, steps=steps or recipe.steps), advance)
     typer.echo(f"{backbone.value} in {out}; see {out / 'card.json'}")

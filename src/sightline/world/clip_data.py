@@ -5,6 +5,7 @@ crop is a cell, or a quarter with what is in it), and which captions of a batch 
 is never pushed away.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -208,7 +209,7 @@ def _positions(side: int, across: int, rng: np.random.Generator) -> Int[Tensor, 
     return torch.cat([torch.zeros(1, dtype=torch.long), grid.flatten() + 1])
 
 
-def picture_values(scenes: list[Scene], view: View = "low") -> Float[Tensor, "scenes 3 height width"]:
+def picture_values(scenes: Sequence[Scene], view: View = "low") -> Float[Tensor, "scenes 3 height width"]:
     """The pictures of scenes as the image processor gives them."""
 
     def pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:

@@ -134,7 +134,8 @@ def _draw_item(cell: Int[np.ndarray, "CELL CELL 3"], item: Thing | Plate, *, fin
 
 def _in_view(canvas: Int[np.ndarray, "side side 3"], view: View) -> Image.Image:
     picture = Image.fromarray(canvas.astype(np.uint8))
-    return picture if view == "high" else picture.resize((len(canvas) // FINE,) * 2, Image.Resampling.BOX)
+    side = len(canvas) // FINE
+    return picture if view == "high" else picture.resize((side, side), Image.Resampling.BOX)
 
 
 def item_words(scene: Scene, number: int, view: View) -> tuple[str, ...]:

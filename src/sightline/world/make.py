@@ -4,7 +4,7 @@
     pretrain.json                   LLaVA JSON: one clean caption for each training picture
     pretrain.noisy.json             the same pictures with captions of known `grade`, from clean to unrelated
     instruct.json                   LLaVA JSON: one question in each row with its `ability`, and some descriptions
-    validation.captions.json        LLaVA JSON: clean captions, and
+    <split>.captions.json           LLaVA JSON: clean captions of validation, test and novel, and
     validation.instruct.json        questions with their answers, to measure a loss on
     <split>.questions.jsonl         rows {id, image, question, answer, ability} for validation, test and novel
     <split>.text.jsonl              the same without images, for validation and test: facts that only text tells, and
@@ -50,7 +50,7 @@ PATCH = 16
 
 DESCRIBED = 4
 """Every fourth training picture is also described in `instruct.json`, so that tuning does not unlearn it."""
-HELD_OUT: tuple[Split, ...] = ("validation", "test")
+TOLD: tuple[Split, ...] = ("validation", "test")
 """The splits that come with questions on text alone."""
 
 Progress = Callable[[Split, int, int], None]
@@ -133,16 +133,18 @@ def _write_texts(out: Path, seed: int, split: Split, scenes: list[Scene], view: 
     ]
     if split == "train":
         _write_json(out / "pretrain.json", captions)
-        noisy = [_noisy_row(seed, split, i, scene, row) for i, (scene, row) in enumerate(zip(scenes, captions, strict=True))]
+        noisy = [
+            _noisy_row(seed, split, i, scene, row) for i, (scene, row) in enumerate(zip(scenes, captions, strict=True))
+        ]
         _write_json(out / "pretrain.noisy.json", noisy)
         described = [row | {"ability": "description"} for row in captions[::DESCRIBED]]
         _write_json(out / "instruct.json", tuning + described)
         return
     _write_lines(out / f"{split}.questions.jsonl", asked)
+    _write_json(out / f"{split}.captions.json", captions)
     if split == "validation":
-        _write_json(out / "validation.captions.json", captions)
         _write_json(out / "validation.instruct.json", tuning)
-    if split in HELD_OUT:
+    if split in TOLD:
         facts = [
             {"id": f"fact-{i}", "question": fact.question, "answer": fact.answer, "ability": "fact"}
             for i, fact in enumerate(world_facts())

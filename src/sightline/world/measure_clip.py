@@ -58,7 +58,7 @@ def measure_clip(
     scenes = [sample_scene(seed, split, i) for i in range(pictures)]
     scores = _captions(model, tokenizer, scenes, split, seed)
     scores |= _patches(model, tokenizer, [sample_scene(seed, "train", i) for i in range(probe_pictures)], scenes)
-    known, asked = (_with_cards(seed, part, n) for part, n in (("train", probe_pictures), (split, pictures)))
+    known, asked = _with_cards(seed, "train", probe_pictures), _with_cards(seed, split, pictures)
     for view in ("high", "low"):
         features, labels = zip(*(_cards(model, some, view) for some in (known, asked)), strict=True)
         guess = linear_probe(features[0], labels[0], features[1], len(LETTERS))

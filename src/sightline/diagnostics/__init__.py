@@ -1,0 +1,9 @@
+"""What alignment is, measured: of any Sightline model, and of any stock LLaVA.
+
+subject     one look into a model: visual tokens, words, hidden states, attention, answers; and tokens put in its place
+words       the nearest word of each visual token
+geometry    where visual tokens lie beside words
+sight       whether an answer uses the image
+probe       what can be read from the tokens
+kept        what the language model still knows
+"""

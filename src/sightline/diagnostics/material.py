@@ -1,0 +1,145 @@
+"""What a model is diagnosed on: images with captions, questions, and, in the small world, the truth of every patch."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.images import resolve_image
+from ..data.templates import IMAGE
+from ..errors import SightlineError
+from ..evaluation.questions import Question, read_questions
+
+
+@dataclass(frozen=True)
+class TokenTruth:
+    """What one visual token shows."""
+
+    words: tuple[str, ...]
+    """The words that are true of it: of what covers most of it, or of the background."""
+    item: int
+    """Number of the item that covers most of it, -1 where nothing does."""
+    coverage: float
+    """Fraction of it that this item covers."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image."""
+
+    id: str
+    image: Path
+    caption: str
+    patches: tuple[TokenTruth, ...] = ()
+    """Of the patches of `truth/`, in reading order; empty where the truth is not known."""
+
+    def truth_of(self, tokens: int) -> tuple[TokenTruth, ...]:
+        """The truth of each of an image's visual tokens.
+
+        A token may stand for a square of patches (a connector that pools); its words are those of its best covered
+        patch. Empty where the truth is not known, or the tokens are no such grid.
+        """
+        side, grid = math.isqrt(len(self.patches)), math.isqrt(tokens)
+        if not self.patches or grid * grid != tokens or side % grid:
+            return ()
+        step = side // grid
+        found = []
+        for token in range(tokens):
+            top, left = (step * place for place in divmod(token, grid))
+            inside = [self.patches[(top + i) * side + left + j] for i in range(step) for j in range(step)]
+            found.append(max(inside, key=lambda patch: patch.coverage))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a diagnosis looks at."""
+
+    name: str
+    cases: tuple[Case, ...]
+    questions: tuple[Question, ...] = ()
+    """About the images of the cases."""
+    text_questions: tuple[Question, ...] = ()
+    """Without images."""
+    words: tuple[str, ...] = ()
+    """Candidates for the word of a visual token."""
+
+    @property
+    def has_truth(self) -> bool:
+        return bool(self.cases) and bool(self.cases[0].patches)
+
+
+def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> Material:
+    """The material in a folder that `sightline world make` wrote.
+
+    Args:
+        most: images to take, from the first on.
+
+    Raises:
+        SightlineError: if the folder is no world, or lacks the split.
+    """
+    try:
+        truth = [json.loads(line) for line in (folder / "truth" / f"{split}.jsonl").read_text("utf-8").splitlines()]
+        captions = json.loads((folder / f"{split}.captions.json").read_text("utf-8"))
+        words = (folder / "words.txt").read_text("utf-8").split()
+    except (OSError, ValueError) as error:
+        raise SightlineError(
+            f"'{folder}' is no world folder with a split '{split}': {error}. Run: sightline world make '{folder}'"
+        ) from None
+    said = {row["image"]: row["conversations"][1]["value"] for row in captions}
+    root = folder / "images"
+    cases = [_case(row, root, said) for row in truth[:most]]
+    shown = {case.image for case in cases}
+    questions = read_questions(folder / f"{split}.questions.jsonl", root)
+    return Material(
+        name=f"{folder.name}/{split}",
+        cases=tuple(cases),
+        questions=tuple(q for q in questions if set(q.images) <= shown),
+        text_questions=tuple(read_questions(folder / f"{split}.text.jsonl", root)),
+        words=tuple(words),
+    )
+
+
+def read_captions(path: Path, images_root: Path, *, most: int = 300) -> Material:
+    """The material of a LLaVA JSON: images with their captions, without truth; the words are those of the captions.
+
+    Raises:
+        SightlineError: if the file cannot be read, or no row has one image and an answer.
+    """
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SightlineError(f"cannot read '{path}': {error}. Give a LLaVA JSON: a list of rows.") from None
+    cases = []
+    for row in rows if isinstance(rows, list) else []:
+        turns = row.get("conversations", []) if isinstance(row, Mapping) else []
+        image = row.get("image") if turns else None
+        if isinstance(image, str) and len(turns) > 1 and IMAGE in str(turns[0].get("value", "")):
+            where = resolve_image(images_root, image, f"{path.name} row {len(cases)}")
+            cases.append(Case(str(row.get("id", len(cases))), where, str(turns[1].get("value", ""))))
+        if len(cases) == most:
+            break
+    if not cases:
+        raise SightlineError(f"'{path}' has no row with one image and a caption. Give captions in LLaVA's JSON.")
+    words = sorted({word for case in cases for word in words_of(case.caption)})
+    return Material(path.name, tuple(cases), words=tuple(words))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, lower case, without punctuation."""
+    cleaned = "".join(c if c.isalnum() or c in "'-" else " " for c in text.lower())
+    return [word for word in cleaned.split() if any(c.isalnum() for c in word)]
+
+
+def _case(row: Mapping[str, Any], root: Path, said: Mapping[str, str]) -> Case:
+    patches = tuple(TokenTruth(tuple(p["words"]), p["item"], p["coverage"]) for p in row["patches"])
+    return Case(row["id"], root / row["image"], said.get(row["image"], ""), patches)
+
+
+def take(items: Sequence[Any], most: int) -> list[Any]:
+    """`most` of the items, spread evenly over all of them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]

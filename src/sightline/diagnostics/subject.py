@@ -1,0 +1,204 @@
+"""One look into a model, whether it is Sightline's or a stock LLaVA: what it makes of images, and what it does with it.
+
+Everything is in the space of the language model's input embeddings: visual tokens as they are written into their
+placeholders, words as the means of their tokens' embeddings. (Where a language model scales its input, as Gemma does,
+both are before that scale.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+
+from ..errors import SightlineError
+from ..generation import Assistant
+from ..models.modeling import SightlineForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Questions about images, embedded; padded on the left."""
+
+    embeds: Float[Tensor, "batch seq d_llm"]
+    attention_mask: Int[Tensor, "batch seq"]
+    is_visual: Bool[Tensor, "batch seq"]
+    """Where visual tokens stand."""
+    input_ids: Int[Tensor, "batch seq"]
+
+    @property
+    def is_text(self) -> Bool[Tensor, "batch seq"]:
+        """Where tokens of text stand, slots of methods included."""
+        return ~self.is_visual & (self.attention_mask == 1)
+
+    def visual_of(self, row: int) -> Float[Tensor, "tokens d_llm"]:
+        """The visual tokens of a row."""
+        return self.embeds[row][self.is_visual[row]]
+
+    def with_visual(self, visual: Sequence[Float[Tensor, "tokens d_llm"]]) -> "Prompted":
+        """The same questions with other visual tokens: one tensor for each row, as long as its own."""
+        embeds = self.embeds.clone()
+        for row, tokens in enumerate(visual):
+            places = self.is_visual[row]
+            if int(places.sum()) != len(tokens):
+                raise SightlineError(f"row {row} has {int(places.sum())} visual tokens, and {len(tokens)} were given.")
+            embeds[row, places] = tokens.to(embeds)
+        return Prompted(embeds, self.attention_mask, self.is_visual, self.input_ids)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the language model makes of a prompt."""
+
+    hidden: Float[Tensor, "layers_and_1 batch seq d_llm"]
+    """The input, then the output of every layer; the last one after the final norm."""
+    attention: Float[Tensor, "layers batch heads seq seq"] | None
+
+
+class Subject:
+    """A model to look into."""
+
+    def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
+        """
+        Args:
+            path: a model folder, a run folder, or a hub id.
+
+        Raises:
+            SightlineError: if there is no such model, or it is not of LLaVA's kind.
+        """
+        self.assistant = Assistant(path, device=device)
+        self.model: Any = self.assistant.model
+        self.tokenizer: Any = self.assistant.tokenizer
+        if not hasattr(self.model.model, "language_model") or not hasattr(self.model.config, "image_token_id"):
+            raise SightlineError(
+                f"'{path}' is a {type(self.model).__name__}, which puts no visual tokens into a language model's input, "
+                "so there is nothing to diagnose. Give a model that Sightline trained, or a stock LLaVA."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.assistant.device
+
+    @property
+    def embedding(self) -> Float[Tensor, "vocabulary d_llm"]:
+        """The language model's input embeddings."""
+        return self.model.get_input_embeddings().weight.detach()
+
+    @torch.no_grad()
+    def prompted(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> Prompted:
+        """Questions about their images as the model embeds them, up to where its answer begins."""
+        inputs = {
+            name: value.to(self.device) for name, value in self.assistant.prompts.batch(images, questions).items()
+        }
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        is_visual = ids == self.model.config.image_token_id
+        if isinstance(self.model, SightlineForConditionalGeneration):
+            batch = self.model.prefill_batch(
+                ids,
+                mask,
+                inputs.get("pixel_values"),
+                inputs.get("view_counts"),
+                **{name: inputs.get(name) for name in ("kinds", "turn_ids", "prompt_mask")},
+            )
+            embeds = self.model.model.trace(batch, use_cache=False)[0].embeds
+        else:
+            embeds = self.model.get_input_embeddings()(ids)
+            if is_visual.any():
+                states = self.model.model(**inputs, use_cache=False).image_hidden_states
+                parts = [states] if isinstance(states, Tensor) else states
+                visual = torch.cat([part.reshape(-1, embeds.shape[-1]) for part in parts])
+                embeds = embeds.masked_scatter(is_visual.unsqueeze(-1), visual.to(embeds))
+        return Prompted(embeds, mask, is_visual, ids)
+
+    def visual(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> list[Float[Tensor, "tokens d_llm"]]:
+        """The visual tokens of each image, in the order in which the language model reads them."""
+        found = []
+        for start in range(0, len(images), batch_size):
+            some = images[start : start + batch_size]
+            prompt = self.prompted([[image] for image in some], [" "] * len(some))
+            found += [prompt.visual_of(row) for row in range(len(some))]
+        return found
+
+    @torch.no_grad()
+    def words(self, words: Sequence[str]) -> Float[Tensor, "words d_llm"]:
+        """The embedding of each word: the mean over its tokens, in the form that it has inside a sentence."""
+        ids = [self.tokenizer.encode(f" {word}", add_special_tokens=False) for word in words]
+        if empty := [word for word, tokens in zip(words, ids, strict=True) if not tokens]:
+            raise SightlineError(f"the tokenizer has no token for {empty[0]!r}. Take it out of the list of words.")
+        return torch.stack([self.embedding[torch.tensor(tokens, device=self.device)].mean(0) for tokens in ids])
+
+    @torch.no_grad()
+    def see(self, prompt: Prompted, *, attention: bool = False) -> Seen:
+        """Hidden states of every layer, and who attends to whom if asked."""
+        language = self.model.model.language_model
+        before = language.config._attn_implementation
+        if attention:
+            language.set_attn_implementation("eager")
+        try:
+            out = language(
+                inputs_embeds=prompt.embeds,
+                attention_mask=prompt.attention_mask,
+                position_ids=positions(prompt.attention_mask),
+                output_hidden_states=True,
+                output_attentions=attention,
+                use_cache=False,
+            )
+        finally:
+            if attention:
+                language.set_attn_implementation(before)
+        return Seen(torch.stack(out.hidden_states), torch.stack(out.attentions) if attention else None)
+
+    @torch.no_grad()
+    def answers(self, prompt: Prompted, *, max_new_tokens: int = 16) -> list[str]:
+        """Greedy answers."""
+        out = self._greedy(prompt, max_new_tokens)
+        return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def loss(self, prompt: Prompted, answers: Sequence[str]) -> Float[Tensor, " batch"]:
+        """Mean negative log-likelihood of each answer's tokens, in nats."""
+        ids = [self.tokenizer.encode(f" {answer}", add_special_tokens=False) for answer in answers]
+        longest = max(map(len, ids))
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
+        real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.device)
+        embeds = torch.cat([prompt.embeds, self.model.get_input_embeddings()(padded)], dim=1)
+        mask = torch.cat([prompt.attention_mask, real], dim=1)
+        hidden = self.model.model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions(mask), use_cache=False
+        ).last_hidden_state
+        logits = self.model.lm_head(hidden[:, -longest - 1 : -1]).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), padded.flatten(), reduction="none").view_as(padded)
+        return (losses * real).sum(1) / real.sum(1)
+
+    def _greedy(self, prompt: Prompted, max_new_tokens: int) -> Int[Tensor, "batch new"]:
+        language, head = self.model.model.language_model, self.model.lm_head
+        ends = self.model.generation_config.eos_token_id
+        ends = torch.tensor([ends] if isinstance(ends, int) else list(ends or []), device=self.device)
+        mask, embeds, cache = prompt.attention_mask, prompt.embeds, None
+        place = positions(mask)
+        new, done = [], torch.zeros(len(mask), dtype=torch.bool, device=self.device)
+        for _ in range(max_new_tokens):
+            out = language(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
+            )
+            cache = out.past_key_values
+            token = head(out.last_hidden_state[:, -1]).argmax(-1)
+            token = torch.where(done, self.tokenizer.pad_token_id, token)
+            new.append(token)
+            done = done | torch.isin(token, ends)
+            if bool(done.all()):
+                break
+            embeds = self.model.get_input_embeddings()(token[:, None])
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            place = place[:, -1:] + 1
+        return torch.stack(new, dim=1)
+
+
+def positions(attention_mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Positions that count from the first real token of each row."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)

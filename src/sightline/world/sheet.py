@@ -1,0 +1,57 @@
+"""A contact sheet of the world: scenes in both views with what is said about them, on one picture to look at."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .claims import GRADES, graded_caption
+from .draw import VIEWS, render
+from .language import questions
+from .scene import Scene, Split, sample_scene, stream
+
+WIDTH = 118
+"""Characters in a line of text."""
+
+
+def draw_sheet(out: Path, *, seed: int = 0, split: Split = "train", first: int = 0, count: int = 6) -> None:
+    """Write the sheet as PNG, whole or not at all: a row for each scene, its two views and its sentences.
+
+    Args:
+        first: number of the first scene.
+        count: how many scenes.
+    """
+    figure = Figure(figsize=(14.5, 2.9 * count), layout="constrained")
+    grid: Any = figure.subplots(count, 3, squeeze=False, width_ratios=[1, 1, 3.3])
+    for row, index in zip(grid, range(first, first + count), strict=True):
+        scene = sample_scene(seed, split, index)
+        for axes, view in zip(row[:2], VIEWS, strict=True):
+            picture = render(scene, view)
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_title(f"{split} {index}, {view} view, {picture.width} px", fontsize=9)
+            axes.axis("off")
+        row[2].text(
+            0, 1, said_of(scene, seed, split, index), va="top", fontsize=8.5, family="monospace", parse_math=False
+        )
+        row[2].axis("off")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.new")
+    try:
+        figure.savefig(work, format="png", dpi=75, metadata={"Software": None})
+        work.replace(out)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def said_of(scene: Scene, seed: int, split: Split, index: int) -> str:
+    """A caption of each grade of noise, and the questions with their answers."""
+    lines = ["captions"]
+    for grade in GRADES:
+        said = graded_caption(scene, grade, stream(seed, split, index, "noise"))
+        told = f"{grade:<11} {said.true}/{said.stated} true  {said.text}"
+        lines += textwrap.wrap(told, WIDTH, initial_indent="  ", subsequent_indent=" " * 24)
+    lines += ["", "questions"]
+    for question in questions(scene, split, index, stream(seed, split, index, "questions"), view="high"):
+        lines.append(f"  {question.ability:<22} {question.text} {question.answer}")
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""What the shipped backbones must know before the world can say anything about a method, and whether they do.
+
+A bad backbone hides every effect: a tower that does not see shape cannot give shape's words to visual tokens, and a language
+model that does not bind a colour to its shape in text will not in images.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import AutoTokenizer, CLIPModel, LlamaForCausalLM
+
+from ..evaluation.metrics import Estimate
+from . import backbone_path
+from .measure_clip import measure_clip
+from .measure_lm import measure_lm
+from .scene import LETTERS, Split
+
+LEAST: dict[str, Mapping[str, float]] = {
+    "clip": {
+        "retrieval": 0.85,
+        "clean_over_colour": 0.9,
+        "clean_over_shape": 0.9,
+        "clean_over_size": 0.9,
+        "clean_over_letter": 0.9,
+        "probe_colour": 0.95,
+        "probe_shape": 0.9,
+        "probe_letter": 0.8,
+        "word_colour": 0.9,
+        "word_shape": 0.7,
+        "word_letter": 0.6,
+        "fine_high": 0.9,
+    },
+    "lm": {
+        "colour_1": 0.95,
+        "shape_1": 0.95,
+        "colour_2": 0.9,
+        "shape_2": 0.9,
+        "colour_3": 0.9,
+        "shape_3": 0.9,
+        "fact": 0.9,
+    },
+}
+"""The share that a backbone's score must be above; other scores are printed without a threshold."""
+LEAST["lm-small"] = LEAST["lm"]
+CHANCE = {"clip": {"fine_low": 1 / len(LETTERS)}}
+"""Scores whose interval must contain chance: what the low view cannot tell."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A score of a backbone beside what it must be."""
+
+    backbone: str
+    name: str
+    score: Estimate
+    least: float | None = None
+    chance: float | None = None
+
+    @property
+    def passes(self) -> bool:
+        """True also of a score without a threshold."""
+        if self.chance is not None:
+            return self.score.low <= self.chance <= self.score.high
+        return self.least is None or self.score.value > self.least
+
+    def line(self) -> str:
+        """The finding in one line of a table."""
+        score = f"{self.score.value:.3f} ({self.score.low:.3f} to {self.score.high:.3f})"
+        wanted = f"above {self.least:g}" if self.least is not None else ""
+        wanted = f"holds {self.chance:g}" if self.chance is not None else wanted
+        verdict = ("passes" if self.passes else "MISSES") if wanted else ""
+        return f"{self.backbone:<14} {self.name:<22} {score:<24} {wanted:<14} {verdict}".rstrip()
+
+    def as_row(self) -> dict[str, object]:
+        """The finding for machines."""
+        score = {"share": self.score.value, "low": self.score.low, "high": self.score.high, "n": self.score.n}
+        wanted = {"above": self.least, "holds": self.chance, "passes": self.passes}
+        return {"backbone": self.backbone, "score": self.name} | score | wanted
+
+
+def check(
+    backbones: Sequence[str], *, split: Split = "validation", sample: int = 300, seed: int = 0
+) -> Iterator[Finding]:
+    """Every score of the shipped backbones, measured now on scenes they have not seen.
+
+    Args:
+        sample: pictures or scenes measured on.
+    """
+    for name in backbones:
+        folder = backbone_path(name)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        measure: Callable[..., dict[str, Estimate]]
+        if name.startswith("clip"):
+            model, measure, size = CLIPModel.from_pretrained(folder).float().eval(), measure_clip, "pictures"
+        else:
+            model, measure, size = LlamaForCausalLM.from_pretrained(folder).float().eval(), measure_lm, "scenes"
+        for key, score in measure(model, tokenizer, split=split, seed=seed, **{size: sample}).items():
+            least, chance = LEAST.get(name, {}).get(key), CHANCE.get(name, {}).get(key)
+            yield Finding(name, key, score, least, chance)
