@@ -1,7 +1,8 @@
+"""The shipped backbones: standard, small, loaded by the code that loads real ones, and as good as their cards say."""
+
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,76 +10,108 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel, CLIPVisionModel, LlamaForCausalLM
 
 from sightline.errors import SightlineError
-from sightline.world import backbone_path
-from sightline.world.build_clip import MAX_TEXT, ClipRecipe, build_clip, encode_pixels, encode_texts
-from sightline.world.build_lm import LmRecipe, build_lm
+from sightline.world import Backbone, backbone_path
+from sightline.world.build_clip import CONTRAST_ONLY, MAX_TEXT, ClipRecipe, build_clip, encode_pixels, encode_texts
+from sightline.world.build_lm import SMALL, LmRecipe, build_lm
 from sightline.world.clip_data import to_pixel_values
 from sightline.world.draw import render
-from sightline.world.lm_data import BOTH_ORDERS, Writer
-from sightline.world.measure_clip import linear_probe, measure_clip
+from sightline.world.lm_data import Writer
+from sightline.world.measure_clip import measure_clip
 from sightline.world.measure_lm import measure_lm
 from sightline.world.scene import sample_scene
-from sightline.world.tokenizer import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, build_tokenizer, world_words
+from sightline.world.thresholds import CHANCE, LEAST, Finding
+from sightline.world.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    IMAGE_ID,
+    PAD_ID,
+    build_tokenizer,
+    lexicon_words,
+    world_words,
+)
 
-NAMES: tuple[Literal["clip", "lm"], ...] = ("clip", "lm")
+CLIPS, LMS = ("clip", "clip-contrast"), ("lm", "lm-small")
+RECIPES = {"clip": ClipRecipe(), "clip-contrast": CONTRAST_ONLY, "lm": LmRecipe(), "lm-small": SMALL}
+SLACK = 3.0
+"""Standard errors that a sample's score may lie from its card's."""
 
 
-def card(name: Literal["clip", "lm"], split: str = "validation") -> dict[str, float]:
-    cards = json.loads((backbone_path(name) / "card.json").read_text())
-    (scores,) = [scores for scores in cards["scores"] if scores["split"] == split]
-    return scores
+def card(name: str) -> dict:
+    return json.loads((backbone_path(name) / "card.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def clip() -> CLIPModel:
-    model, info = CLIPModel.from_pretrained(backbone_path("clip"), dtype=torch.float32, output_loading_info=True)
+@pytest.fixture(scope="module", params=CLIPS)
+def clip(request) -> tuple[str, CLIPModel]:
+    path = backbone_path(request.param)
+    model, info = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    return model.eval()
+    return request.param, model.eval()
 
 
-@pytest.fixture(scope="module")
-def lm() -> LlamaForCausalLM:
-    model, info = LlamaForCausalLM.from_pretrained(backbone_path("lm"), dtype=torch.float32, output_loading_info=True)
+@pytest.fixture(scope="module", params=LMS)
+def lm(request) -> tuple[str, LlamaForCausalLM]:
+    path = backbone_path(request.param)
+    model, info = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    return model.eval()
+    return request.param, model.eval()
 
 
 def test_shipped_backbones_are_small():
-    files = [path for name in NAMES for path in backbone_path(name).rglob("*") if path.is_file()]
-    assert 0 < sum(path.stat().st_size for path in files) < 4_000_000
+    files = [path for name in Backbone for path in backbone_path(name.value).rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) < 12_000_000
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_card_is_of_the_shipped_weights(name: Literal["clip", "lm"]):
+@pytest.mark.parametrize("name", [backbone.value for backbone in Backbone])
+def test_the_card_is_of_the_shipped_weights_and_of_the_recipe_that_builds_them(name: str):
     weights = (backbone_path(name) / "model.safetensors").read_bytes()
-    about = json.loads((backbone_path(name) / "card.json").read_text())
+    about = card(name)
     assert about["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert about["recipe"] == json.loads(json.dumps(RECIPES[name].__dict__))
+    assert about["seconds"] < 90 * 60
 
 
-def test_the_vision_tower_loads_alone():
-    _, info = CLIPVisionModel.from_pretrained(backbone_path("clip"), output_loading_info=True)
+@pytest.mark.parametrize("name", list(LEAST))
+def test_every_threshold_is_passed_by_the_card(name: str):
+    scores = card(name)["scores"]["validation"]
+    assert [key for key, least in LEAST[name].items() if scores[key]["share"] <= least] == []
+    for key, chance in CHANCE.get(name, {}).items():
+        assert scores[key]["low"] <= chance <= scores[key]["high"]
+
+
+def test_the_smaller_language_model_is_about_a_third():
+    large, small = (card(name)["parameters"] for name in LMS)
+    assert 0.25 < small / large < 0.45
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_the_vision_tower_loads_alone(name: str):
+    _, info = CLIPVisionModel.from_pretrained(backbone_path(name), output_loading_info=True)
     assert not info["missing_keys"] and not info["mismatched_keys"]
 
 
-def test_the_processor_gives_the_pixels_and_texts_that_training_saw(clip: CLIPModel):
-    processor = AutoProcessor.from_pretrained(backbone_path("clip"), backend="pil")
-    picture = render(sample_scene(0, "validation", 3))
-    batch = processor(images=picture, text=["a red star", "star"], padding=True, return_tensors="pt")
-    drawn = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+def test_the_processor_gives_the_pixels_and_texts_that_training_saw(clip: tuple[str, CLIPModel]):
+    name, model = clip
+    processor = AutoProcessor.from_pretrained(backbone_path(name), backend="pil")
+    scene = sample_scene(0, "validation", 3)
+    batch = processor(images=render(scene), text=["a red star", "star"], padding=True, return_tensors="pt")
+    drawn = torch.from_numpy(np.asarray(render(scene)).copy()).permute(2, 0, 1)
     torch.testing.assert_close(batch["pixel_values"][0], to_pixel_values(drawn))
+    high = processor(images=render(scene, "high"), return_tensors="pt")
+    assert torch.equal(high["pixel_values"], batch["pixel_values"]), "the high view does not become the low view"
 
     tokenizer = build_tokenizer(append_eos=True, max_length=MAX_TEXT)
-    texts = clip.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
-    ours = encode_texts(clip, tokenizer, ("a red star", "star"))
+    texts = model.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
+    ours = encode_texts(model, tokenizer, ("a red star", "star"))
     torch.testing.assert_close(torch.nn.functional.normalize(texts, dim=-1), ours)
 
-    images = clip.get_image_features(batch["pixel_values"]).pooler_output
-    ours, _ = encode_pixels(clip, batch["pixel_values"], torch.arange(17))
+    images = model.get_image_features(batch["pixel_values"]).pooler_output
+    ours, _ = encode_pixels(model, batch["pixel_values"], torch.arange(37))
     torch.testing.assert_close(torch.nn.functional.normalize(images, dim=-1), ours)
 
 
-def test_the_shipped_tokenizer_is_the_one_that_is_built():
-    shipped, built = AutoTokenizer.from_pretrained(backbone_path("lm")), build_tokenizer()
+@pytest.mark.parametrize("name", LMS)
+def test_the_shipped_tokenizer_is_the_one_that_is_built(name: str):
+    shipped, built = AutoTokenizer.from_pretrained(backbone_path(name)), build_tokenizer()
     assert shipped.get_vocab() == built.get_vocab()
     for text in ("a red star on a black background.\n", "Größe 2026: the quick brown fox 猫", "x <image> y</s>"):
         assert shipped(text).input_ids == built(text).input_ids
@@ -86,9 +119,8 @@ def test_the_shipped_tokenizer_is_the_one_that_is_built():
 
 def test_every_word_of_the_world_is_a_token_and_any_text_survives():
     tokenizer = build_tokenizer()
-    for word in world_words():
-        for text in (word, f" {word}"):
-            assert len(tokenizer.encode(text, add_special_tokens=False)) == 1, text
+    forms = [form for word in world_words() for form in (word, f" {word}")] + [f" {word}" for word in lexicon_words()]
+    assert [form for form in forms if len(tokenizer.encode(form, add_special_tokens=False)) != 1] == []
     text = "Größe 2026: the quick brown fox — 猫\n"
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
@@ -98,44 +130,38 @@ def test_every_word_of_the_world_is_a_token_and_any_text_survives():
     assert special == (PAD_ID, IMAGE_ID, BOS_ID, EOS_ID)
 
 
-def test_the_language_model_takes_long_contexts_and_ties_its_embeddings(lm: LlamaForCausalLM):
-    assert lm.config.max_position_embeddings == 2048
-    assert lm.lm_head.weight is lm.model.embed_tokens.weight
+def test_language_models_take_long_contexts_and_tie_their_embeddings(lm: tuple[str, LlamaForCausalLM]):
+    _, model = lm
+    assert model.config.max_position_embeddings == 2048
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_cards_numbers_of_clip_hold(clip: CLIPModel):
-    """On 60 of the card's 300 pictures: within three standard errors of a share near .95."""
+def within(name: str, key: str, share: float, n: int) -> bool:
+    """Whether a sample's share is within `SLACK` standard errors of the card's, with one case to spare."""
+    known = card(name)["scores"]["validation"][key]["share"]
+    return abs(share - known) <= SLACK * (max(known * (1 - known), 0.02) / n) ** 0.5 + 1 / n
+
+
+def test_cards_numbers_of_clips_hold_on_a_small_sample(clip: tuple[str, CLIPModel]):
+    """Shares of patches count as many cases as pictures: patches of one picture are alike."""
+    name, model = clip
     tokenizer = build_tokenizer(append_eos=True, max_length=MAX_TEXT)
-    scores = measure_clip(clip, tokenizer, pictures=60, probe_pictures=20)
-    for name in ("word_colour", "word_shape", "word_background", "clean_over_wrong", "retrieval"):
-        assert scores[name] == pytest.approx(card("clip")[name], abs=0.09), name
+    scores = measure_clip(model, tokenizer, pictures=64, probe_pictures=64)
+    fitted = {key for key in scores if key.startswith(("probe", "fine"))}  # a probe is worse on fewer pictures
+    off = [k for k, s in scores.items() if k not in fitted and not within(name, k, s.value, min(s.n, 64))]
+    assert off == []
+    assert scores["fine_low"].low <= 1 / 16 <= scores["fine_low"].high
 
 
-def test_cards_numbers_of_the_language_model_hold(lm: LlamaForCausalLM):
-    """On 24 of the card's 300 scenes."""
-    scores = measure_lm(lm, build_tokenizer(), scenes=24)
-    for name in ("colour", "background", "count", "existence"):
-        assert scores[name] == pytest.approx(card("lm")[name], abs=0.1), name
-
-
-def test_branches_of_a_row_see_their_description_and_nothing_of_each_other(lm: LlamaForCausalLM):
-    writer, rng, scene = Writer(build_tokenizer()), np.random.default_rng(0), sample_scene(0, "train", 3)
-    rows = [
-        writer.chat(scene, 3, rng, told=BOTH_ORDERS),
-        writer.plain(scene, rng, told=BOTH_ORDERS, retold=BOTH_ORDERS),
-    ]
-    batch = writer.collate(rows)
-    with torch.no_grad():
-        together = lm(input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask).logits
-        for row, (prefix, branches) in enumerate(rows):
-            end = len(prefix)
-            for branch in branches:
-                start, end = end, end + len(branch.ids)
-                alone = lm(input_ids=torch.tensor([[*prefix, *branch.ids]])).logits[0, len(prefix) :]
-                torch.testing.assert_close(together[row, start:end], alone, atol=1e-3, rtol=1e-3)
+def test_cards_numbers_of_language_models_hold_on_a_small_sample(lm: tuple[str, LlamaForCausalLM]):
+    name, model = lm
+    scores = measure_lm(model, build_tokenizer(), scenes=40)
+    assert [key for key, score in scores.items() if not within(name, key, score.value, score.n)] == []
 
 
 def test_a_linear_probe_reads_what_is_linear_and_not_what_is_absent():
+    from sightline.world.measure_clip import linear_probe
+
     features = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     labels = features[:, :3].argmax(1)
     right = linear_probe(features[:300], labels[:300], features[300:], 3) == labels[300:]
@@ -144,18 +170,68 @@ def test_a_linear_probe_reads_what_is_linear_and_not_what_is_absent():
     assert (linear_probe(features[:300], shuffled[:300], features[300:], 3) == shuffled[300:]).float().mean() < 0.5
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_build_gives_the_same_weights_again_and_refuses_to_write_over_them(name: str, tmp_path: Path):
-    def build(out: Path) -> None:
-        if name == "clip":
-            build_clip(out, ClipRecipe(steps=2, scenes=8, picture_batch=4, crop_batch=4), measured=8)
-        else:
-            build_lm(out, LmRecipe(steps=2, batch=2), measured=4)
+def build(name: str, out: Path, steps: int = 4) -> None:
+    """A build of a few steps."""
+    if name == "clip":
+        build_clip(out, ClipRecipe(steps=steps, pictures=4, crops=4, warmup=2), measured=8)
+    else:
+        build_lm(out, LmRecipe(steps=steps, batch=6, width=32, feed_forward=32, layers=1), measured=4)
 
-    for folder in ("one", "two"):
-        build(tmp_path / folder)
+
+@pytest.mark.parametrize("name", ["clip", "lm"])
+def test_a_build_that_was_stopped_gives_the_same_weights_and_none_is_written_over(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build(name, tmp_path / "one")
+    monkeypatch.setattr("sightline.world.training.SAVE_EVERY", 0.0)
+    stopping = "sightline.world.build_clip.clip_loss" if name == "clip" else "sightline.world.build_lm.lm_loss"
+    with monkeypatch.context() as during:
+        module, function = stopping.rsplit(".", 1)
+        real = getattr(__import__(module, fromlist=[function]), function)
+        calls = iter(range(99))
+
+        def stop(*args):
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        during.setattr(stopping, stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(name, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+    build(name, tmp_path / "two")
     cards = [json.loads((tmp_path / folder / "card.json").read_text()) for folder in ("one", "two")]
     assert cards[0]["weights_sha256"] == cards[1]["weights_sha256"]
-    assert {scores["split"] for scores in cards[0]["scores"]} == {"validation", "novel"}
+    assert set(cards[0]["scores"]) == {"validation", "novel"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     with pytest.raises(SightlineError, match="a backbone would overwrite it, so nothing was done"):
-        build(tmp_path / "one")
+        build(name, tmp_path / "one")
+
+
+def test_a_threshold_is_missed_at_its_value_and_chance_must_lie_inside():
+    from sightline.evaluation.metrics import Estimate
+
+    def finding(value: float, **wanted: float) -> Finding:
+        return Finding("clip", "x", Estimate(value, value - 0.02, value + 0.02, 100), **wanted)
+
+    assert finding(0.91, least=0.9).passes and not finding(0.9, least=0.9).passes and finding(0.1).passes
+    assert finding(0.07, chance=0.0625).passes and not finding(0.09, chance=0.0625).passes
+    assert "MISSES" in finding(0.5, least=0.9).line() and finding(0.5, least=0.9).as_row()["passes"] is False
+
+
+def test_branches_of_a_row_see_their_description_and_nothing_of_each_other(lm: tuple[str, LlamaForCausalLM]):
+    _, model = lm
+    writer, rng, scene = Writer(build_tokenizer()), np.random.default_rng(0), sample_scene(0, "train", 3)
+    rows = [writer.chat(scene, 3, rng), writer.plain(scene, rng), writer.facts(rng)]
+    batch = writer.collate(rows)
+    with torch.no_grad():
+        together = model(input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask).logits
+        for row, written in enumerate(rows):
+            end = len(written.prefix)
+            for branch in written.branches:
+                start, end = end, end + len(branch.ids)
+                ids = torch.tensor([[*written.prefix, *branch.ids]])
+                places = torch.arange(ids.shape[1])[None]
+                places = places + written.gap * (places >= len(written.prefix))
+                alone = model(input_ids=ids, position_ids=places).logits[0, len(written.prefix) :]
+                torch.testing.assert_close(together[row, start:end], alone, atol=1e-3, rtol=1e-3)
