@@ -37,7 +37,7 @@ def batch_of(kind: Kind, *, seed: int = 0, size: int = 12, wrong: bool = True) -
 
 
 def looks_of(kind: Kind, count: int = 60) -> list[Look]:
-    return [look(kind, sample_scene(0, "train", i), np.random.default_rng(i)) for i in range(count)]
+    return [look_at(kind, sample_scene(0, "train", i), np.random.default_rng(i)) for i in range(count)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sightline.data.templates import get_template
@@ -10,10 +12,10 @@ from sightline.world.build_lm import LmRecipe, lm_config, rows_of
 from sightline.world.language import CAPTION_REQUESTS, ONE_ORDER
 from sightline.world.lexicon import world_facts
 from sightline.world.lm_data import ANSWER, ASKED, FACTS, FARTHEST, OTHER, TOLD_WORD, WORD, Row, Writer, draw_scene
-from sightline.world.scene import Scene, sample_scene, split_of
+from sightline.world.scene import NOVEL_PAIRS, Scene, sample_scene, split_of
 from sightline.world.tokenizer import BOS_ID, EOS_ID
 
-from .checker import answer, places_in, statements_in
+from .checker import answer, pairs_named, places_in, statements_in
 
 SEEDS = range(40)
 CHAT = get_template("vicuna_v1")
@@ -220,3 +222,11 @@ def test_the_rows_of_a_step_are_a_function_of_its_number(writer: Writer):
         assert all((CHAT.user[0] not in told_in(writer, row)) == plain for row in scenes)
         assert dict(turns_of(writer, facts)).keys() <= {fact.question for fact in world_facts()}
         assert told_facts.prefix == [BOS_ID]
+
+
+@given(st.integers(0, 2**30))
+def test_no_row_names_a_novel_pair(tokenizer: PreTrainedTokenizerFast, index: int):
+    writer, rng, scene = Writer(tokenizer), np.random.default_rng(index), sample_scene(0, "train", index)
+    for row in (writer.plain(scene, rng), writer.chat(scene, index, rng), writer.facts(rng), writer.copied(rng)):
+        for ids in (row.prefix, *(branch.ids for branch in row.branches)):
+            assert not pairs_named(tokenizer.decode(ids)) & set(NOVEL_PAIRS)

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -203,3 +206,37 @@ def test_one_thread_seeds_and_leaves_everything_as_it_was():
         torch.set_num_threads(threads)
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(inside, torch.rand(1, generator=torch.Generator().manual_seed(7)))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tests.world.test_training import network, train, weights, training
+training.SAVE_EVERY = 0.0
+model = network()
+def slowly(done, total, loss):
+    time.sleep(0.2 if {slow} else 0)
+train(model, Path({state!r}), progress=slowly)
+print(weights(model).numpy().tobytes().hex())
+"""
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(state: Path):
+    """Killed for real, by SIGKILL, once its first state is on disk."""
+    root = Path(__file__).parents[2]
+
+    def script(*, slow: bool) -> list[str]:
+        return [sys.executable, "-c", KILLED.format(tests=str(root), state=str(state), slow=slow)]
+
+    process = subprocess.Popen(script(slow=True), cwd=root, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and state.exists()
+    out = subprocess.run(script(slow=False), cwd=root, capture_output=True, text=True, check=True).stdout
+    model = network()
+    train(model, state.with_name("other"))
+    assert bytes.fromhex(out) == weights(model).numpy().tobytes()

@@ -36,15 +36,17 @@ class ClipRecipe:
     steps: int = 8000
     seed: int = 0
     width: int = 128
+    layers: int = 6
+    """Of the vision tower: LLaVA reads the layer before the last, which must know letters already."""
     patch: int = 16
     early: dict[Kind, float] = field(
         default_factory=lambda: {"cell": 0.5, "fine cell": 0.25, "grey cell": 0.15, "picture": 0.05, "quarter": 0.05}
     )
     """Share of the steps that see each kind of batch, before `early_until`."""
     late: dict[Kind, float] = field(
-        default_factory=lambda: {"cell": 0.15, "fine cell": 0.1, "grey cell": 0.05, "picture": 0.45, "quarter": 0.25}
+        default_factory=lambda: {"cell": 0.12, "fine cell": 0.08, "grey cell": 0.05, "picture": 0.5, "quarter": 0.25}
     )
-    early_until: float = 0.45
+    early_until: float = 0.4
     """Fraction of the steps."""
     crops: int = 160
     """Cells in a batch."""
@@ -52,8 +54,8 @@ class ClipRecipe:
     """Pictures, or quarters, in a batch."""
     shorten: float = 0.5
     """Share of the captions of pictures that name only some things."""
-    wrong: bool = True
-    """Whether pictures come with captions that have one attribute wrong."""
+    wrong: int = 2
+    """Captions beside each picture's own that have one attribute wrong."""
     word_term: bool = True
     """Whether content words by themselves are compared with patches."""
     best_patches: int = 4
@@ -63,18 +65,18 @@ class ClipRecipe:
 
 
 CONTRAST_ONLY = ClipRecipe(
-    steps=5000, early={"picture": 1.0}, late={"picture": 1.0}, shorten=0.0, wrong=False, word_term=False
+    steps=5000, early={"picture": 1.0}, late={"picture": 1.0}, shorten=0.0, wrong=0, word_term=False
 )
 """Pictures and their captions, InfoNCE, and nothing else."""
 
 
 def clip_config(tokenizer: PreTrainedTokenizerFast, recipe: ClipRecipe) -> CLIPConfig:
-    """A tower of 4 layers, and a text tower of 2 layers of width 96."""
+    """A tower as the recipe has it, and a text tower of 2 layers of width 96."""
     return CLIPConfig(
         vision_config={
             "hidden_size": recipe.width,
             "intermediate_size": 4 * recipe.width,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": recipe.layers,
             "num_attention_heads": recipe.width // 32,
             "image_size": SIDE["low"],
             "patch_size": recipe.patch,

@@ -109,26 +109,29 @@ def swap(scene: Scene, attribute: Attribute, rng: np.random.Generator) -> Scene:
     return replace(scene, things=(*scene.things[:which], swapped, *scene.things[which + 1 :]))
 
 
-def graded_caption(scene: Scene, grade: Grade, rng: np.random.Generator) -> GradedCaption:
-    """A caption of a grade: clean, partial, with one attribute wrong, with one of every item wrong, or of other things."""
-    if grade == "clean":
-        claim = full_claim(scene, rng)
+def graded_caption(scene: Scene, grade: Grade, rng: np.random.Generator, view: View = "low") -> GradedCaption:
+    """A caption of a grade: clean, partial, one attribute wrong, one wrong of everything, or of other things."""
+    if grade == "unrelated":
+        claim = Claim(unrelated(rng), frozenset())
     elif grade == "partial":
         claim = partial_claim(scene, rng)
-    elif grade == "one_wrong":
-        claim = full_claim(swap(scene, choose(rng, swappable(scene)), rng), rng)
-    elif grade == "many_wrong":
-        claim = full_claim(_swap_all(scene, rng), rng)
     else:
-        claim = Claim(unrelated(rng), frozenset())
-    true = claim.statements & truth_of(scene)
-    return GradedCaption(
-        claim.text,
-        grade,
-        stated=len(claim.statements),
-        true=len(true),
-        left_out=len([said for said in statements_of(scene) if said not in claim.statements]),
-    )
+        told = scene
+        if grade == "one_wrong":
+            told = swap(scene, choose(rng, swappable(scene)), rng)
+        elif grade == "many_wrong":
+            told = _swap_all(scene, rng)
+        claim = full_claim(told, rng, view)
+    return grade_of(claim, grade, scene, view)
+
+
+def grade_of(claim: Claim, grade: Grade, scene: Scene, view: View = "low") -> GradedCaption:
+    """A claim beside a scene: how much of what its text says is true. A number counts where the text says it."""
+    stated = claim.statements
+    if not set(claim.text.split()) & set(NUMBERS):
+        stated = frozenset(said for said in stated if said[0] != "count")
+    full = {said for said in statements_of(scene, view) if said[0] != "count"}
+    return GradedCaption(claim.text, grade, len(stated), len(stated & truth_of(scene, view)), len(full - stated))
 
 
 def _swap_all(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -137,7 +140,9 @@ def _swap_all(scene: Scene, rng: np.random.Generator) -> Scene:
     things: list[Thing] = []
     for thing in scene.things:
         taken = [t.pair for t in (*scene.things, *things)]
-        things.append(_with_other_pair(rng, thing, choose(rng, ("colour", "shape")), taken))
+        first, second = choose(rng, (("colour", "shape"), ("shape", "colour")))
+        swapped = _with_other_pair(rng, thing, first, taken)
+        things.append(swapped if swapped != thing else _with_other_pair(rng, thing, second, taken))
     sign = _with_other_letter(rng, scene.sign) if scene.sign else None
     return replace(scene, things=tuple(things), sign=sign)
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from .claims import Claim, full_claim, partial_claim, statements_of, swap, swappable, truth_of
+from .claims import Attribute, Claim, full_claim, partial_claim, statements_of, swap, swappable, truth_of
 from .draw import CELL, HIGH, SIDE, View, item_masks, render, render_cell
 from .language import TEMPLATES, name_item, name_pair
 from .lexicon import DISTRACTORS
@@ -29,6 +29,8 @@ NEVER = 24
 """Distractors that stand beside them in a step, always absent."""
 SCENES = 1 << 24
 """Scenes that pictures are drawn of."""
+OFTEN: dict[Attribute, int] = {"letter": 5, "size": 4, "shape": 2}
+"""How many times as often as a colour or the background these are made wrong."""
 SEEN_SHARE = 0.6
 """Least share of an item that a quarter shows for it to be told."""
 
@@ -65,24 +67,23 @@ class ClipBatch:
 
 
 def clip_batch(
-    kind: Kind, size: int, rng: np.random.Generator, *, seed: int, patch: int, shorten: float, wrong: bool
+    kind: Kind, size: int, rng: np.random.Generator, *, seed: int, patch: int, shorten: float, wrong: int
 ) -> ClipBatch:
     """A batch of one kind.
 
     Args:
         shorten: share of the captions of pictures that name only some things.
-        wrong: whether each picture or quarter comes with a full caption that has one attribute wrong.
+        wrong: full captions with one attribute wrong that come with each picture or quarter.
     """
-    looks = [look(kind, sample_scene(seed, "train", int(rng.integers(SCENES))), rng) for _ in range(size)]
+    looks = [look_at(kind, sample_scene(seed, "train", int(rng.integers(SCENES))), rng) for _ in range(size)]
     if kind == "grey cell":
         claims = [_say_shape(look.scene, rng) for look in looks]
     elif kind in ("cell", "fine cell"):
         claims = [say_one(look, rng) for look in looks]
     else:
         claims = [say(look, rng, shorten) for look in looks]
-        if wrong:
-            swapped = [swap(look.scene, choose(rng, swappable(look.scene)), rng) for look in looks]
-            claims += [full_claim(scene, rng, look.view) for scene, look in zip(swapped, looks, strict=True)]
+        for look in looks * wrong:
+            claims.append(full_claim(swap(look.scene, _attribute(look.scene, rng), rng), rng, look.view))
     words = (*WORDS, *(DISTRACTORS[i] for i in rng.choice(len(DISTRACTORS), size=NEVER, replace=False)))
     shown = [words_in(look.scene, look.view) for look in looks]
     present = torch.tensor([[word in some for word in words] for some in shown])
@@ -102,7 +103,7 @@ def clip_batch(
     )
 
 
-def look(kind: Kind, scene: Scene, rng: np.random.Generator) -> Look:
+def look_at(kind: Kind, scene: Scene, rng: np.random.Generator) -> Look:
     """A look at a scene: all of it, a quarter of its high view, or the cell of one item."""
     if kind == "picture":
         return Look(np.asarray(render(scene)), scene, "low")
@@ -178,6 +179,13 @@ def say_one(look: Look, rng: np.random.Generator) -> Claim:
         background = frozenset({("background", scene.background)})
         return Claim(f"{name} on a {scene.background} background.", stated | background)
     return Claim(name, stated)
+
+
+def _attribute(scene: Scene, rng: np.random.Generator) -> Attribute:
+    """What to make wrong: more often what is hard to see in a whole picture."""
+    options = swappable(scene)
+    weights = np.array([OFTEN.get(attribute, 1) for attribute in options])
+    return options[int(np.searchsorted(weights.cumsum(), rng.integers(weights.sum()), side="right"))]
 
 
 def _one_word(scene: Scene, item: Thing | Plate, view: View, rng: np.random.Generator) -> Claim:

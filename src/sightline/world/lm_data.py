@@ -18,7 +18,19 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.templates import get_template
 from .draw import View
-from .language import ANSWERS, BOTH_ORDERS, CAPTION_REQUESTS, PLACES, caption, questions
+from .language import (
+    ANSWERS,
+    BOTH_ORDERS,
+    CAPTION_REQUESTS,
+    EXISTENCE,
+    PLACES,
+    TEMPLATES,
+    Ability,
+    caption,
+    list_names,
+    name_pair,
+    questions,
+)
 from .lexicon import unrelated, world_facts
 from .scene import MOST_THINGS, Scene, choose, sample_scene
 from .tokenizer import BOS_ID, EOS_ID
@@ -29,6 +41,8 @@ ANSWER, WORD, TOLD_WORD, OTHER = 1.0, 0.2, 0.1, 0.02
 """Weights of the loss: a word that the description settles, other words of a branch, content told first, the rest."""
 FAR, FARTHEST = 0.3, 1200
 """Share of the chats whose branches stand further on, and by how many positions at most."""
+LISTED: tuple[Ability, ...] = ("colour", "shape", "count", *EXISTENCE)
+"""What can be asked of things that are only listed."""
 ASKED, FACTS = 9, 8
 """At most so many questions in a chat about a scene, and so many facts in a row of them."""
 
@@ -85,6 +99,23 @@ class Writer:
             self.known[text] = self.tokenizer.encode(text, add_special_tokens=False)
         return self.known[text]
 
+    def pairs(self, scene: Scene, rng: np.random.Generator, *, orders: Sequence[int] = BOTH_ORDERS) -> Row:
+        """The things by colour and shape alone, listed, and listed again twice."""
+        prefix = [BOS_ID, *self.encode(_listed(scene, rng, orders))]
+        return Row(prefix, [self._told(_listed(scene, rng, orders) + "\n") for _ in range(2)])
+
+    def short_chat(self, scene: Scene, index: int, rng: np.random.Generator) -> Row:
+        """A chat about things that are listed by colour and shape alone."""
+        prefix = self._begin(_listed(scene, rng, BOTH_ORDERS) + choose(rng, ("\n", "\n", " ")))
+        asked = {
+            q.text: q.answer
+            for k in range(3)
+            for q in questions(scene, "train", index + MOST_THINGS * k, rng)
+            if q.ability in LISTED
+        }
+        drawn = [list(asked.items())[i] for i in rng.permutation(len(asked))[:ASKED]]
+        return Row(prefix, [self._answered(question, answer) for question, answer in drawn], _gap(rng))
+
     def plain(self, scene: Scene, rng: np.random.Generator, *, orders: Sequence[int] = BOTH_ORDERS) -> Row:
         """A description, and the scene told again twice."""
         view, places = _view(rng), bool(rng.integers(2))
@@ -110,7 +141,7 @@ class Writer:
         branches = [self._answered(question, answer) for question, answer in drawn]
         if rng.integers(2):
             branches.append(self._retold(caption(scene, rng, view=view, places=places and bool(rng.integers(2))), rng))
-        return Row(prefix, branches, int(rng.integers(FARTHEST)) if rng.random() < FAR else 0)
+        return Row(prefix, branches, _gap(rng))
 
     def facts(self, rng: np.random.Generator) -> Row:
         """A chat about no scene: questions that only the facts answer."""
@@ -183,6 +214,15 @@ def draw_scene(seed: int, rng: np.random.Generator) -> tuple[int, Scene]:
     """A training scene and its number."""
     index = int(rng.integers(SCENES))
     return index, sample_scene(seed, "train", index)
+
+
+def _listed(scene: Scene, rng: np.random.Generator, orders: Sequence[int]) -> str:
+    template = TEMPLATES["pair"][choose(rng, orders)]
+    return list_names([name_pair(scene.things[i].pair, template) for i in rng.permutation(len(scene.things))]) + "."
+
+
+def _gap(rng: np.random.Generator) -> int:
+    return int(rng.integers(FARTHEST)) if rng.random() < FAR else 0
 
 
 def _view(rng: np.random.Generator) -> View:

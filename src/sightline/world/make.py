@@ -25,7 +25,7 @@ from typing import Any
 
 from ..errors import SightlineError
 from ..files import atomic_folder, claim_empty, write_json
-from .claims import GRADES, graded_caption
+from .claims import GRADES, Claim, grade_of, graded_caption, statements_of
 from .draw import SIDE, View, patch_truth, render
 from .language import ABILITIES, CAPTION_REQUESTS, caption, questions
 from .lexicon import DISTRACTORS, content_words, world_facts
@@ -134,7 +134,8 @@ def _write_texts(out: Path, seed: int, split: Split, scenes: list[Scene], view: 
     if split == "train":
         _write_json(out / "pretrain.json", captions)
         noisy = [
-            _noisy_row(seed, split, i, scene, row) for i, (scene, row) in enumerate(zip(scenes, captions, strict=True))
+            _noisy_row(seed, split, i, scene, row, view)
+            for i, (scene, row) in enumerate(zip(scenes, captions, strict=True))
         ]
         _write_json(out / "pretrain.noisy.json", noisy)
         described = [row | {"ability": "description"} for row in captions[::DESCRIBED]]
@@ -167,11 +168,14 @@ def _caption_row(seed: int, split: Split, index: int, scene: Scene, view: View) 
     return _llava(f"{_name(split, index)}-caption", _image(split, index), request, caption(scene, rng, view=view))
 
 
-def _noisy_row(seed: int, split: Split, index: int, scene: Scene, clean: dict[str, Any]) -> dict[str, Any]:
+def _noisy_row(seed: int, split: Split, index: int, scene: Scene, clean: dict[str, Any], view: View) -> dict[str, Any]:
     """The clean row in every second case, else one of another grade; how much of it is true is written with it."""
     rng = stream(seed, split, index, "noise")
-    graded = graded_caption(scene, "clean" if rng.integers(2) else choose(rng, GRADES[1:]), rng)
     request, answer = clean["conversations"]
+    if rng.integers(2):
+        graded = grade_of(Claim(answer["value"], statements_of(scene, view)), "clean", scene, view)
+    else:
+        graded = graded_caption(scene, choose(rng, GRADES[1:]), rng, view)
     noise = {"grade": graded.grade, "stated": graded.stated, "true": graded.true, "left_out": graded.left_out}
     return clean | {"conversations": [request, answer | {"value": graded.text}]} | noise
 

@@ -59,7 +59,7 @@ def descend(
 
     Args:
         loss_of: the loss of a step, a pure function of the weights and the step's number.
-        state: the file that holds the training while it is under way; written whole or not at all, gone at the end.
+        state: the file that holds the training while it is under way; written whole or not at all.
         recipe: the dataclass that settles the training; a state of another one is refused.
 
     Returns:
