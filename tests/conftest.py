@@ -21,6 +21,7 @@ CHECKED = [
     "report",
     "world",
     "generation",
+    "diagnostics",
 ]
 MODELS = ("towers", "connectors", "modeling", "packing", "backbones", "assemble", "parts", "precision", "origin")
 MODELS += ("adapters",)

@@ -2,6 +2,8 @@
 
 subject     one look into a model: visual tokens, words, hidden states, attention, answers; and tokens put in its place
 words       the nearest word of each visual token
+lens        the same, drawn over the image
+view        which part of an image a model sees, and where in it each token stands
 geometry    where visual tokens lie beside words
 sight       whether an answer uses the image
 probe       what can be read from the tokens

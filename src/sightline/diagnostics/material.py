@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class Material:
     """Without images."""
     words: tuple[str, ...] = ()
     """Candidates for the word of a visual token."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Words of which at most one is true of a visual token: the colours, the shapes."""
 
     @property
     def has_truth(self) -> bool:
@@ -84,6 +86,7 @@ def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> M
         truth = [json.loads(line) for line in (folder / "truth" / f"{split}.jsonl").read_text("utf-8").splitlines()]
         captions = json.loads((folder / f"{split}.captions.json").read_text("utf-8"))
         words = (folder / "words.txt").read_text("utf-8").split()
+        groups = json.loads((folder / "world.json").read_text("utf-8")).get("words", {})
     except (OSError, ValueError) as error:
         raise SightlineError(
             f"'{folder}' is no world folder with a split '{split}': {error}. Run: sightline world make '{folder}'"
@@ -99,7 +102,39 @@ def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> M
         questions=tuple(q for q in questions if set(q.images) <= shown),
         text_questions=tuple(read_questions(folder / f"{split}.text.jsonl", root)),
         words=tuple(words),
+        groups={name: tuple(group) for name, group in groups.items()},
     )
+
+
+def find_case(folder: Path, image: Path) -> Case:
+    """An image of a world folder with its truth, without its caption.
+
+    Args:
+        image: its path, or its name below `images`.
+
+    Raises:
+        SightlineError: if `folder` is no world, or the image is not one of its own.
+    """
+    root = folder / "images"
+    path = image if image.exists() else root / image
+    try:
+        name = path.resolve().relative_to(root.resolve())
+    except ValueError:
+        raise SightlineError(
+            f"'{image}' is not an image of '{folder}', so its truth is not known. Leave --data out, or give an image "
+            f"below '{root}'."
+        ) from None
+    file = folder / "truth" / f"{name.parts[0]}.jsonl" if name.parts else folder
+    try:
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines() if name.as_posix() in line]
+        found = [_case(row, root, {}) for row in rows if row["image"] == name.as_posix()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SightlineError(
+            f"cannot read the truth of '{name}' in '{file}': {error!r}. Make the world anew."
+        ) from None
+    if not found:
+        raise SightlineError(f"'{file}' has no truth of an image '{name}'. Give an image that it lists.")
+    return found[0]
 
 
 def read_captions(path: Path, images_root: Path, *, most: int = 300) -> Material:

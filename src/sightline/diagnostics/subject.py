@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import SightlineError
 from ..generation import Assistant
 from ..models.modeling import SightlineForConditionalGeneration
+from ..models.towers import tower_spec
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,26 @@ class Subject:
         self.tokenizer: Any = self.assistant.tokenizer
         if not hasattr(self.model.model, "language_model") or not hasattr(self.model.config, "image_token_id"):
             raise SightlineError(
-                f"'{path}' is a {type(self.model).__name__}, which puts no visual tokens into a language model's input, "
-                "so there is nothing to diagnose. Give a model that Sightline trained, or a stock LLaVA."
+                f"'{path}' is a {type(self.model).__name__}, which puts no visual tokens into a language model's "
+                "input, so there is nothing to diagnose. Give a model that Sightline trained, or a stock LLaVA."
             )
 
     @property
     def device(self) -> torch.device:
         return self.assistant.device
+
+    @property
+    def image_processor(self) -> Any:
+        """What makes pixels of images."""
+        return self.assistant.prompts.processor.image_processor
+
+    @property
+    def beside_grid(self) -> int:
+        """Visual tokens of an image that stand before its grid: a class token, registers, if they are taken."""
+        config = self.model.config
+        own = isinstance(self.model, SightlineForConditionalGeneration)
+        taken = config.vision_select if own else config.vision_feature_select_strategy
+        return tower_spec(config.vision_config).prefix if taken == "full" else 0
 
     @property
     def embedding(self) -> Float[Tensor, "vocabulary d_llm"]:
@@ -127,7 +141,7 @@ class Subject:
     @torch.no_grad()
     def words(self, words: Sequence[str]) -> Float[Tensor, "words d_llm"]:
         """The embedding of each word: the mean over its tokens, in the form that it has inside a sentence."""
-        ids = [self.tokenizer.encode(f" {word}", add_special_tokens=False) for word in words]
+        ids = inside_a_sentence(self.tokenizer, words)
         if empty := [word for word, tokens in zip(words, ids, strict=True) if not tokens]:
             raise SightlineError(f"the tokenizer has no token for {empty[0]!r}. Take it out of the list of words.")
         return torch.stack([self.embedding[torch.tensor(tokens, device=self.device)].mean(0) for tokens in ids])
@@ -162,7 +176,7 @@ class Subject:
     @torch.no_grad()
     def loss(self, prompt: Prompted, answers: Sequence[str]) -> Float[Tensor, " batch"]:
         """Mean negative log-likelihood of each answer's tokens, in nats."""
-        ids = [self.tokenizer.encode(f" {answer}", add_special_tokens=False) for answer in answers]
+        ids = inside_a_sentence(self.tokenizer, answers)
         longest = max(map(len, ids))
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
         real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.device)
@@ -202,3 +216,13 @@ class Subject:
 def positions(attention_mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
     """Positions that count from the first real token of each row."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def inside_a_sentence(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text as they are after a word and a space.
+
+    Not those of `" text"`: Llama-2's tokenizer puts a space of its own before every text, and would give two.
+    """
+    before = len(tokenizer.encode("a", add_special_tokens=False))
+    together = tokenizer([f"a {text}" for text in texts], add_special_tokens=False)["input_ids"] if texts else []
+    return [ids[before:] for ids in together]

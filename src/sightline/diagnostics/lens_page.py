@@ -1,0 +1,104 @@
+"""The lens as an HTML page: each token a cell that shows its nearest words, with mouse or keyboard.
+
+The file needs nothing beside it: no network, no fonts. Its one script moves between cells with the arrow keys; without
+it Tab does. No other script can run on it, whatever a word says.
+"""
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ..files import write_text
+from .lens import Cell, Lens
+
+KINDS = {True: "right", False: "wrong", None: "unknown"}
+SIGNS = {True: "✓", False: "✗", None: ""}
+SCRIPT = """
+const cells = [...document.querySelectorAll(".cell")];
+const across = Number(document.querySelector(".cells").dataset.grid);
+const steps = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across};
+cells.forEach((cell, at) => {
+  cell.tabIndex = at ? -1 : 0;
+  cell.addEventListener("focus", () => {
+    cells.forEach(other => { other.tabIndex = other === cell ? 0 : -1; });
+  });
+  cell.addEventListener("keydown", event => {
+    const row = at - at % across;
+    const step = event.key === "Home" ? row - at : event.key === "End" ? row + across - 1 - at : steps[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    const next = at + step;
+    const leaves = Math.abs(step) === 1 && event.key.startsWith("Arrow") && (next < row || next >= row + across);
+    if (!leaves && cells[next]) cells[next].focus();
+  });
+});
+"""
+
+
+def render(lens: Lens, *, title: str) -> str:
+    """The page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("sightline", "diagnostics"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cells = [_cell(cell, *divmod(number, lens.grid)) for number, cell in enumerate(lens.cells)]
+    return environment.get_template("lens.html.j2").render(
+        title=title,
+        summary=lens.summary(),
+        judged=bool(lens.judged),
+        padded=any(cell.padding for cell in lens.cells),
+        grid=lens.grid,
+        rows=[cells[start : start + lens.grid] for start in range(0, len(cells), lens.grid)],
+        image=_uri(lens),
+        script=Markup(SCRIPT),
+        script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+    )
+
+
+def write_page(lens: Lens, path: Path, *, title: str) -> None:
+    """Write the page, whole or not at all."""
+    write_text(path, render(lens, title=title))
+
+
+def _cell(cell: Cell, row: int, column: int) -> dict[str, Any]:
+    place = f"row {row + 1}, column {column + 1}"
+    words = ", ".join(f"{word} {score:.2f}" for word, score in cell.words)
+    facts = [f"{place}: {words}"]
+    facts += ["padding"] if cell.padding else []
+    facts += [f"shows {', '.join(cell.true)}"] if cell.true else []
+    facts += [KINDS[cell.right]] if cell.right is not None else []
+    return {
+        "place": place,
+        "label": "; ".join(facts),
+        "word": cell.word,
+        "letters": max(4, len(cell.word)),
+        "kind": KINDS[cell.right],
+        "sign": SIGNS[cell.right],
+        "padding": cell.padding,
+        "true": cell.true,
+        "words": [
+            {"word": word, "score": f"{score:.3f}", "share": f"{100 * max(score, 0):.1f}", "true": word in cell.true}
+            for word, score in cell.words
+        ],
+    }
+
+
+def _uri(lens: Lens) -> str:
+    """The picture as a data URI: exact where it has few colours, as drawn scenes do, else JPEG."""
+    file = io.BytesIO()
+    if lens.image.getcolors(2**16) is not None:
+        lens.image.save(file, "PNG", optimize=True)
+        kind = "png"
+    else:
+        lens.image.save(file, "JPEG", quality=85)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,125 @@
+"""Which part of an image a model sees, and where in it each visual token stands.
+
+An image processor pads an image to a square (`model.image_fit=pad`), or cuts its middle out (`crop`), or squeezes it.
+All three are one thing here: a box in the image's own pixels, which the tower sees whole, and over which its grid of
+tokens is laid. Where the box reaches beyond the image, the model sees padding.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ..errors import SightlineError
+from .material import Case, TokenTruth
+
+
+@dataclass(frozen=True)
+class Box:
+    """The part of an image that the model sees, in the image's own pixels; it may reach beyond the image."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def is_whole(self, size: tuple[int, int]) -> bool:
+        """Whether this is all of an image of (width, height), and nothing else."""
+        near = ((self.left, 0), (self.top, 0), (self.right, size[0]), (self.bottom, size[1]))
+        return all(abs(edge - end) < 0.5 for edge, end in near)
+
+    def cell(self, row: int, column: int, grid: int) -> "Box":
+        """What one token of a grid of `grid` by `grid` stands for."""
+        width, height = (self.right - self.left) / grid, (self.bottom - self.top) / grid
+        left, top = self.left + column * width, self.top + row * height
+        return Box(left, top, left + width, top + height)
+
+    def is_outside(self, size: tuple[int, int]) -> bool:
+        """Whether its middle lies beyond an image of (width, height)."""
+        x, y = (self.left + self.right) / 2, (self.top + self.bottom) / 2
+        return not (0 <= x <= size[0] and 0 <= y <= size[1])
+
+
+def seen_box(image_processor: Any, size: tuple[int, int]) -> Box:
+    """The box that an image processor of CLIP's, LLaVA's, SigLIP's or DINOv2's kind makes its pixels of.
+
+    It pads if it does, resizes, then cuts the middle out; `test_view.py` holds the box against the pixels.
+
+    Args:
+        size: width and height of the image.
+    """
+    width, height = size
+    left = top = 0.0
+    if getattr(image_processor, "do_pad", False):  # to a square, before it is resized: LLaVA's
+        side = max(size)
+        left, top = float(-((side - width) // 2)), float(-((side - height) // 2))
+        width = height = side
+    wide, high = _resized(image_processor, width, height)
+    if image_processor.do_center_crop:
+        crop = image_processor.crop_size
+        cut_left, cut_top = _cut(wide, crop["width"]), _cut(high, crop["height"])
+        across, down = width / wide, height / high
+        left, top = left + cut_left * across, top + cut_top * down
+        return Box(left, top, left + crop["width"] * across, top + crop["height"] * down)
+    return Box(left, top, left + width, top + height)
+
+
+def seen_image(image: Image.Image, box: Box, side: int, image_processor: Any) -> Image.Image:
+    """What the model sees, `side` pixels wide and high: finer than the tower takes it where the image is finer."""
+    mean = image_processor.image_mean
+    colour = tuple(int(255 * channel) for channel in mean) if getattr(image_processor, "do_pad", False) else (0, 0, 0)
+    canvas = Image.new("RGB", (side, side), colour)
+    across, down = side / (box.right - box.left), side / (box.bottom - box.top)
+    inside = (max(box.left, 0), max(box.top, 0), min(box.right, image.width), min(box.bottom, image.height))
+    place = [
+        round((x - start) * scale)
+        for x, start, scale in zip(inside, (box.left, box.top) * 2, (across, down) * 2, strict=True)
+    ]
+    drawn = (max(1, place[2] - place[0]), max(1, place[3] - place[1]))
+    enlarged = across >= 4 and down >= 4
+    way = Image.Resampling.NEAREST if enlarged else Image.Resampling.BICUBIC
+    canvas.paste(image.resize(drawn, way, box=inside), (place[0], place[1]))
+    return canvas
+
+
+def truth_seen(image_processor: Any, case: Case, size: tuple[int, int], tokens: int) -> tuple[TokenTruth, ...]:
+    """What each token of an image's grid shows; empty where that is not known, or the model sees but a part of it.
+
+    Args:
+        size: width and height of the image.
+        tokens: of the grid.
+    """
+    return case.truth_of(tokens) if seen_box(image_processor, size).is_whole(size) else ()
+
+
+def grid_of(tokens: int) -> int:
+    """Tokens along a side of the grid that an image's tokens are.
+
+    Raises:
+        SightlineError: if they are no square grid.
+    """
+    grid = math.isqrt(tokens)
+    if tokens == 0 or grid * grid != tokens:
+        raise SightlineError(
+            f"the model makes {tokens} visual tokens of an image, which is no square grid, so they have no places on "
+            "it. The lens shows models with one view of each image."
+        )
+    return grid
+
+
+def _resized(image_processor: Any, width: int, height: int) -> tuple[int, int]:
+    """Width and height after resizing; the longer side of transformers' is cut to whole pixels."""
+    if not image_processor.do_resize:
+        return width, height
+    size = image_processor.size
+    if shortest := size.get("shortest_edge"):
+        short, long = min(width, height), max(width, height)
+        longer = int(shortest * long / short)
+        return (shortest, longer) if width <= height else (longer, shortest)
+    return size["width"], size["height"]
+
+
+def _cut(length: int, wanted: int) -> int:
+    """Where the middle begins: transformers' `center_crop`, whose padding is uneven where the rest is odd."""
+    return (length - wanted) // 2 if length >= wanted else -math.ceil((wanted - length) / 2)
