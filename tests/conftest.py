@@ -17,6 +17,7 @@ CHECKED = [
     "plan",
     "train",
     "checkpoints",
+    "diagnostics",
     "evaluation",
     "report",
     "world",

@@ -133,7 +133,7 @@ def test_broken_files_are_named(content, tmp_path):
 
 
 def test_progress_appears_after_a_while(questions, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.modules["sightline.evaluation.evaluate"], "PATIENCE", -1.0)
+    monkeypatch.setattr(sys.modules["sightline.progress"], "PATIENCE", -1.0)
     evaluate(Looker(), questions, out=tmp_path, batch_size=2)
     captured = capsys.readouterr()
     assert "asking" in captured.err and captured.out == ""

@@ -159,17 +159,6 @@ def test_cards_numbers_of_language_models_hold_on_a_small_sample(lm: tuple[str, 
     assert [key for key, score in scores.items() if not within(name, key, score.value, score.n)] == []
 
 
-def test_a_linear_probe_reads_what_is_linear_and_not_what_is_absent():
-    from sightline.world.measure_clip import linear_probe
-
-    features = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
-    labels = features[:, :3].argmax(1)
-    right = linear_probe(features[:300], labels[:300], features[300:], 3) == labels[300:]
-    assert right.float().mean() > 0.85
-    shuffled = labels[torch.randperm(400, generator=torch.Generator().manual_seed(1))]
-    assert (linear_probe(features[:300], shuffled[:300], features[300:], 3) == shuffled[300:]).float().mean() < 0.5
-
-
 def build(name: str, out: Path, steps: int = 4) -> None:
     """A build of a few steps."""
     if name == "clip":

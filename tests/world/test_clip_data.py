@@ -15,7 +15,6 @@ from sightline.world.clip_data import (
     Kind,
     Look,
     clip_batch,
-    look,
     picture_values,
     say,
     say_one,

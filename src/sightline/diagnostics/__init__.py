@@ -6,6 +6,7 @@ lens        the same, drawn over the image
 view        which part of an image a model sees, and where in it each token stands
 geometry    where visual tokens lie beside words
 sight       whether an answer uses the image
+cause       whether a wrong word at a token is why an answer is wrong
 probe       what can be read from the tokens
 kept        what the language model still knows
 """

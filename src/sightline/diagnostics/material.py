@@ -54,6 +54,16 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a question asks of one item in an image."""
+
+    item: int
+    """The item's number, as in `TokenTruth.item`."""
+    attribute: str
+    """The group of words, in `Material.groups`, that its answer is one of."""
+
+
+@dataclass(frozen=True)
 class Material:
     """What a diagnosis looks at."""
 
@@ -66,7 +76,9 @@ class Material:
     words: tuple[str, ...] = ()
     """Candidates for the word of a visual token."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Words of which at most one is true of a visual token: the colours, the shapes."""
+    """The words of each attribute (colour, shape, ...), of which at most one is true of a visual token."""
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+    """By the id of a question: the one item that it is about, where there is one and it is known."""
 
     @property
     def has_truth(self) -> bool:
@@ -86,8 +98,8 @@ def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> M
         truth = [json.loads(line) for line in (folder / "truth" / f"{split}.jsonl").read_text("utf-8").splitlines()]
         captions = json.loads((folder / f"{split}.captions.json").read_text("utf-8"))
         words = (folder / "words.txt").read_text("utf-8").split()
-        groups = json.loads((folder / "world.json").read_text("utf-8")).get("words", {})
-    except (OSError, ValueError) as error:
+        groups = json.loads((folder / "world.json").read_text("utf-8"))["words"]
+    except (OSError, ValueError, KeyError) as error:
         raise SightlineError(
             f"'{folder}' is no world folder with a split '{split}': {error}. Run: sightline world make '{folder}'"
         ) from None
@@ -95,14 +107,19 @@ def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> M
     root = folder / "images"
     cases = [_case(row, root, said) for row in truth[:most]]
     shown = {case.image for case in cases}
-    questions = read_questions(folder / f"{split}.questions.jsonl", root)
+    questions = [
+        q for q in read_questions(folder / f"{split}.questions.jsonl", root) if q.images and set(q.images) <= shown
+    ]
+    scenes = {case.image: row["scene"] for case, row in zip(cases, truth, strict=False)}
+    asked = {q.id: found for q in questions if (found := _asked(q, scenes[q.images[0]], groups)) is not None}
     return Material(
         name=f"{folder.name}/{split}",
         cases=tuple(cases),
-        questions=tuple(q for q in questions if set(q.images) <= shown),
+        questions=tuple(questions),
         text_questions=tuple(read_questions(folder / f"{split}.text.jsonl", root)),
         words=tuple(words),
         groups={name: tuple(group) for name, group in groups.items()},
+        asked=asked,
     )
 
 
@@ -171,6 +188,22 @@ def words_of(text: str) -> list[str]:
 def _case(row: Mapping[str, Any], root: Path, said: Mapping[str, str]) -> Case:
     patches = tuple(TokenTruth(tuple(p["words"]), p["item"], p["coverage"]) for p in row["patches"])
     return Case(row["id"], root / row["image"], said.get(row["image"], ""), patches)
+
+
+def _asked(question: Question, scene: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> Asked | None:
+    """The item that a question names by its other attributes, or the sign whose letter it asks for."""
+    said, things = set(words_of(question.text)), scene["things"]
+    if question.ability == "reading" and scene["sign"]:
+        return Asked(len(things), "letter")
+    if question.ability not in ("colour", "shape", "size"):
+        return None
+    named = {
+        name: said & set(groups[name])
+        for name in ("colour", "shape")
+        if name != question.ability and said & set(groups[name])
+    }
+    fits = [i for i, thing in enumerate(things) if all(thing[name] in words for name, words in named.items())]
+    return Asked(fits[0], question.ability) if len(fits) == 1 else None
 
 
 def take(items: Sequence[Any], most: int) -> list[Any]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..data.images import load_image
 from ..errors import SightlineError
+from ..progress import watched
 from .material import Case, Material, TokenTruth, words_of
-from .progress import watched
 from .subject import Subject, inside_a_sentence
 from .view import truth_seen
 from .words import Right, WordScores, nearest_words, recall, right, tacs, tacs_against, truth_table

@@ -139,6 +139,32 @@ class Subject:
         return found
 
     @torch.no_grad()
+    def patches(
+        self, images: Sequence[Image.Image], *, batch_size: int = 32
+    ) -> list[Float[Tensor, "patches d_vision"]] | None:
+        """What the tower gives the connector for each image, as the model selects it.
+
+        None where an image has several views, whose patches are no single grid.
+        """
+        found = []
+        for start in range(0, len(images), batch_size):
+            some = images[start : start + batch_size]
+            inputs = self.assistant.prompts.batch([[image] for image in some], [" "] * len(some))
+            pixels = inputs["pixel_values"].to(self.device)
+            if pixels.ndim != 4 or len(pixels) != len(some):
+                return None
+            if isinstance(self.model, SightlineForConditionalGeneration):
+                found += self.model.model.encode(pixels)
+            else:
+                config = self.model.config
+                layers = config.vision_feature_layer
+                states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+                drop = 1 if config.vision_feature_select_strategy == "default" else 0
+                chosen = [states[layer][:, drop:] for layer in ([layers] if isinstance(layers, int) else layers)]
+                found += torch.cat(chosen, dim=-1)
+        return found
+
+    @torch.no_grad()
     def words(self, words: Sequence[str]) -> Float[Tensor, "words d_llm"]:
         """The embedding of each word: the mean over its tokens, in the form that it has inside a sentence."""
         ids = inside_a_sentence(self.tokenizer, words)

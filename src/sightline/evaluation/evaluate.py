@@ -2,26 +2,22 @@
 
 import os
 import platform
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ..data.images import blank_like, load_image
 from ..errors import SightlineError
+from ..progress import watched
 from .metrics import Estimate, is_correct
 from .questions import Question
 from .scores import Comparison, Prediction, Scores, score, write_scores
 
-PATIENCE = 2.0
-"""Seconds of work before a progress bar is worth showing."""
+T = TypeVar("T")
 PACKAGES = ("sightline", "torch", "transformers", "numpy", "pillow")
 
 
@@ -69,7 +65,7 @@ def evaluate(
     batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
     root = _common_folder(questions)
     predictions: list[Prediction] = []
-    for batch in _watched(batches, len(questions), progress):
+    for batch in watched(batches, "asking", progress=progress):
         images = [[_open(path, blank_images) for path in question.images] for question in batch]
         given = answerer.answers(images, [question.text for question in batch], max_new_tokens=max_new_tokens)
         if len(given) != len(batch):
@@ -162,21 +158,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def _watched(batches: Sequence[Sequence[Question]], total: int, progress: bool) -> Iterator[Sequence[Question]]:
-    """The batches, with a progress bar on stderr from the moment that they take longer than `PATIENCE`."""
-    if not progress:
-        yield from batches
-        return
-    start = time.monotonic()
-    bar = Progress(console=Console(file=sys.stderr))
-    task = bar.add_task("asking", total=total)
-    try:
-        for batch in batches:
-            yield batch
-            bar.advance(task, len(batch))
-            if not bar.live.is_started and time.monotonic() - start > PATIENCE:
-                bar.start()
-    finally:
-        bar.stop()

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
+from ..diagnostics.probe import LEAST_COVERED, linear_probe
 from ..evaluation.metrics import Estimate, proportion_interval
 from .build_clip import encode_pixels, encode_texts, patch_size
 from .claims import ATTRIBUTES, Attribute, full_claim, swap, swappable
@@ -24,8 +24,6 @@ GROUPS: dict[Attribute, tuple[str, ...]] = {
     "background": BACKGROUNDS,
 }
 """The words that a patch is to be told from, by attribute."""
-LEAST_COVERED = 0.2
-"""Fraction of a patch that an item must cover to be asked about; a small ring covers little more."""
 AMONG = 64
 """Captions that a picture's own is to be found among."""
 
@@ -172,23 +170,6 @@ def patch_labels(group: Attribute, scene: Scene, patch: int) -> Int[Tensor, " pa
         elif isinstance(item, Thing):
             labels[i] = GROUPS[group].index(getattr(item, group))
     return torch.from_numpy(labels)
-
-
-def linear_probe(
-    features: Float[Tensor, "known d_vision"],
-    labels: Int[Tensor, " known"],
-    asked: Float[Tensor, "asked d_vision"],
-    classes: int,
-    *,
-    ridge: float = 1e-2,
-) -> Int[Tensor, " asked"]:
-    """The classes that a ridge regression on one-hot labels gives to the features asked about; closed form."""
-    mean, std = features.mean(0), features.std(0) + 1e-6
-    known = torch.cat([(features - mean) / std, torch.ones(len(features), 1)], dim=1).double()
-    targets = F.one_hot(labels, classes).double()
-    gram = known.T @ known + ridge * len(known) * torch.eye(known.shape[1], dtype=torch.double)
-    weights = torch.linalg.solve(gram, known.T @ targets)
-    return (torch.cat([(asked - mean) / std, torch.ones(len(asked), 1)], dim=1).double() @ weights).argmax(1)
 
 
 def _encoded(

@@ -1,0 +1,157 @@
+"""Linear recovery: how much of the truth can be read from visual tokens by the simplest reader there is.
+
+A linear probe (Alain and Bengio 2017) is fitted on the tokens of some images and asked about those of others. Beside it
+stand the same probe on the tower's own patches, which says what the connector loses, and a probe that was fitted on
+shuffled labels, which says what there is to be had without reading (Hewitt and Liang 2019).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..data.images import load_image
+from ..errors import SightlineError
+from ..evaluation.metrics import Estimate, paired_difference, proportion_interval
+from ..progress import watched
+from .material import Case, Material, TokenTruth
+from .subject import Subject
+
+LEAST_COVERED = 0.2
+"""Fraction of a token that an item must cover to be asked about; a small ring covers little more."""
+GROUND = "background"
+"""The attribute that is asked of tokens without an item."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a probe reads of one attribute, as a share of the tokens it is asked about."""
+
+    visual: Estimate
+    """From visual tokens."""
+    shuffled: Estimate
+    """From visual tokens, fitted on labels in a random order."""
+    patches: Estimate | None
+    """From the tower's patches; None where they are not one grid an image."""
+    lost: Estimate | None
+    """Patches less visual tokens, paired by token; None where the connector gives another number of tokens."""
+    classes: int
+    known: int
+    """Tokens that the probe was fitted on."""
+
+
+def measure_probe(
+    subject: Subject, material: Material, *, batch_size: int = 32, seed: int = 0, progress: bool = True
+) -> dict[str, Recovery]:
+    """What linear probes read of each attribute in `material.groups`, fitted on every second image, asked on others.
+
+    Attributes of which fewer than two words are seen, or that no token is asked about, are not in the result.
+
+    Raises:
+        SightlineError: if the material has no truth, or the tokens are not a grid that it fits.
+    """
+    visual: list[Tensor] = []
+    patches: list[Tensor] | None = []
+    batches = [material.cases[start : start + batch_size] for start in range(0, len(material.cases), batch_size)]
+    for batch in watched(batches, "probe", progress=progress):
+        images = [load_image(case.image) for case in batch]
+        visual += [tokens.float().cpu() for tokens in subject.visual(images, batch_size=batch_size)]
+        given = subject.patches(images, batch_size=batch_size)
+        patches = None if patches is None or given is None else patches + [part.float().cpu() for part in given]
+    if not material.groups or not any(case.truth_of(len(t)) for case, t in zip(material.cases, visual, strict=True)):
+        raise SightlineError(
+            f"what the {len(visual[0]) if visual else 0} visual tokens of an image of {material.name} show is not "
+            "known, so nothing can be read from them. Use a world folder, and a model whose visual tokens are a grid "
+            "that divides the patches of its `truth/`."
+        )
+    found = {}
+    for name, words in material.groups.items():
+        from_visual = _read(name, words, material.cases, visual, seed)
+        if from_visual is None:
+            continue
+        from_patches = _read(name, words, material.cases, patches, seed) if patches is not None else None
+        same = from_patches is not None and from_patches.clusters == from_visual.clusters
+        found[name] = Recovery(
+            visual=proportion_interval(from_visual.right, from_visual.clusters),
+            shuffled=proportion_interval(from_visual.shuffled, from_visual.clusters),
+            patches=proportion_interval(from_patches.right, from_patches.clusters) if from_patches else None,
+            lost=paired_difference(from_patches.right, from_visual.right, from_visual.clusters)
+            if from_patches and same
+            else None,
+            classes=len(words),
+            known=from_visual.known,
+        )
+    return found
+
+
+def linear_probe(
+    features: Float[Tensor, "known d_vision"],
+    labels: Int[Tensor, " known"],
+    asked: Float[Tensor, "asked d_vision"],
+    classes: int,
+    *,
+    ridge: float = 1e-2,
+) -> Int[Tensor, " asked"]:
+    """The classes that a ridge regression on one-hot labels gives to the features asked about; closed form.
+
+    Features are brought to mean 0 and deviation 1 first, by those that are known.
+    """
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    known = torch.cat([(features - mean) / std, torch.ones(len(features), 1)], dim=1).double()
+    targets = F.one_hot(labels, classes).double()
+    gram = known.T @ known + ridge * len(known) * torch.eye(known.shape[1], dtype=torch.double)
+    weights = torch.linalg.solve(gram, known.T @ targets)
+    return (torch.cat([(asked - mean) / std, torch.ones(len(asked), 1)], dim=1).double() @ weights).argmax(1)
+
+
+def token_labels(name: str, words: Sequence[str], truth: Sequence[TokenTruth]) -> Int[Tensor, " tokens"]:
+    """The number of each token's word for an attribute; -1 for tokens that it is not asked of.
+
+    The background is asked of tokens without an item, all else of tokens that an item covers by `LEAST_COVERED`.
+    """
+    labels = []
+    for token in truth:
+        asked = token.item < 0 if name == GROUND else token.item >= 0 and token.coverage >= LEAST_COVERED
+        mine = [words.index(word) for word in token.words if word in words] if asked else []
+        labels.append(mine[0] if mine else -1)
+    return torch.tensor(labels, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """A probe's answers, right or wrong, token by token."""
+
+    right: list[bool]
+    shuffled: list[bool]
+    clusters: list[str]
+    known: int
+
+
+def _read(
+    name: str, words: Sequence[str], cases: Sequence[Case], tokens: Sequence[Tensor], seed: int
+) -> _Answers | None:
+    """Fit on every second image, ask on the others; None where there is nothing to fit or to ask."""
+    labels = [token_labels(name, words, case.truth_of(len(t))) for case, t in zip(cases, tokens, strict=True)]
+    if any(len(mine) == 0 for mine in labels):
+        return None
+    sides = []
+    for side in (0, 1):
+        here = torch.cat(labels[side::2]) if labels[side::2] else torch.zeros(0, dtype=torch.long)
+        if not bool((here >= 0).any()):
+            return None
+        sides.append((torch.cat(list(tokens[side::2]))[here >= 0], here[here >= 0]))
+    (known, known_labels), (asked, truth) = sides
+    if len(known_labels.unique()) < 2:
+        return None
+    order = torch.randperm(len(known_labels), generator=torch.Generator().manual_seed(seed))
+    said = linear_probe(known, known_labels, asked, len(words))
+    by_chance = linear_probe(known, known_labels[order], asked, len(words))
+    clusters = [case.id for case, mine in zip(cases[1::2], labels[1::2], strict=True) for _ in range(_count(mine >= 0))]
+    return _Answers((said == truth).tolist(), (by_chance == truth).tolist(), clusters, len(known))
+
+
+def _count(which: Bool[Tensor, " tokens"]) -> int:
+    return int(which.sum())
