@@ -20,6 +20,7 @@ CHECKED = [
     "diagnostics",
     "evaluation",
     "report",
+    "compare",
     "world",
     "generation",
     "diagnostics",

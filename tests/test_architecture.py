@@ -13,7 +13,7 @@ PACKAGES = {path.name for path in ROOT.iterdir() if path.is_dir()} | {path.stem 
 LONGEST = 400
 
 CORE = ("data", "models", "objectives", "methods")
-DOWNSTREAM = ("train", "plan", "evaluation", "report", "world", "checkpoints", "generation", "cli", "demo")
+DOWNSTREAM = ("train", "plan", "evaluation", "report", "world", "checkpoints", "generation", "cli", "demo", "compare")
 WORLD_PARTS = ("models/backbones.py", "world", "backbone_path")
 """The one thread from the core to the small world: where the parts called `world:clip` and `world:lm` are."""
 
@@ -104,17 +104,23 @@ def test_no_module_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
 
 
-def test_only_the_command_line_and_the_doctor_know_the_dry_run():
-    """Training never imports what plans it."""
+def test_only_the_command_line_the_doctor_and_comparisons_know_the_dry_run():
+    """Training never imports what plans it; a comparison counts FLOPs with it."""
     for path in MODULES:
-        if part(path) not in ("plan", "cli", "doctor"):
+        if part(path) not in ("plan", "cli", "doctor", "compare"):
             assert not {place for place, _ in imports(path) if place.split(".")[0] == "plan"}, name(path)
 
 
 def test_nothing_heavy_at_the_top():
     """The modules that the command line imports for `--help` import torch and its like inside functions only."""
     heavy = {"torch", "transformers", "numpy", "scipy", "matplotlib", "PIL"}
-    for path in (ROOT / "__init__.py", ROOT / "cli.py", ROOT / "errors.py", ROOT / "world/cli.py"):
+    for path in (
+        ROOT / "__init__.py",
+        ROOT / "cli.py",
+        ROOT / "errors.py",
+        ROOT / "world/cli.py",
+        ROOT / "compare/cli.py",
+    ):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
