@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from . import __version__
+from .compare.cli import compare
+from .diagnostics.cli import diagnose
+from .diagnostics.lens_cli import lens
 from .errors import SightlineError
 from .world.cli import app as world
 
@@ -26,6 +29,8 @@ app = typer.Typer(
     "write a recipe (`sightline recipes` lists the shipped ones), then `train`, `eval`, `ask`, `report`.",
 )
 app.add_typer(world, name="world")
+for command in (diagnose, lens, compare):
+    app.command()(command)
 
 
 def _version(asked: bool) -> None:

@@ -20,7 +20,7 @@ from ..errors import SightlineError, did_you_mean
 
 
 class Backbone(StrEnum):
-    """The backbones that ship with the package, `world:clip` and so on in a recipe."""
+    """The world's backbones, `world:clip` and so on in a recipe."""
 
     clip = "clip"
     """Vision and text towers that know every word of the world."""
@@ -39,10 +39,21 @@ def backbone_path(name: str) -> Path:
     """The folder of a backbone that ships with the package; `from_pretrained` loads it.
 
     Raises:
-        SightlineError: if there is none of that name.
+        SightlineError: if there is none of that name, or it is built on demand.
     """
     names = [backbone.value for backbone in Backbone]
     if name not in names:
         near = did_you_mean(name, names) or "."
         raise SightlineError(f"the small world has no '{name}'{near} It has {', '.join(names)}.")
-    return _FOLDER / name
+    folder = _FOLDER / name
+    if not folder.is_dir():
+        raise SightlineError(
+            f"'{name}' does not ship with Sightline. Build it, and give its folder instead of 'world:{name}': "
+            f"sightline world build {name} --out backbones/{name}"
+        )
+    return folder
+
+
+def shipped() -> list[Backbone]:
+    """The backbones whose weights are in the package."""
+    return [backbone for backbone in Backbone if (_FOLDER / backbone.value).is_dir()]

@@ -1,9 +1,10 @@
 """Builds the world's CLIPs: standard `CLIPModel`s, trained on pictures and captions of the `train` split.
 
-Contrast of pictures with captions alone teaches colour and background and leaves shape out. What makes the difference was
-measured in trials: cells with one item and short captions, first most of the steps and later fewer; a term for each content
-word, whose own text feature must be near the patches that answer to it best; captions with one attribute wrong; and cells
-without colour, so that a shape is known in colours it was never seen in. `CONTRAST_ONLY` does without all of them.
+Contrast of pictures with captions alone teaches colour and background and leaves shape out. What makes the difference
+was measured in trials: cells with one item and short captions, first most of the steps and later fewer; a term for
+each content word, whose own text feature must be near the patches that answer to it best; captions with one attribute
+wrong; and cells without colour, so that a shape is known in colours it was never seen in. `CONTRAST_ONLY` does without
+all of them.
 """
 
 from collections.abc import Iterator
@@ -252,8 +253,8 @@ def build_clip(
             clip_processor(tokenizer),
             measure=lambda split: measure_clip(build.load(CLIPModel), tokenizer, split=split, pictures=measured),
             seconds=seconds,
-            data="pictures and captions of the world's train split; which captions of a batch are true of which pictures "
-            "is used, so that no true one is pushed away; no truth by patch"
+            data="pictures and captions of the world's train split; which captions of a batch are true of which "
+            "pictures is used, so that no true one is pushed away; no truth by patch"
             + ("" if plain else "; cells of single items and quarters of the high view, with what is in them"),
             objective="InfoNCE"
             + ("" if plain else ", a term for each content word, captions with one attribute wrong"),

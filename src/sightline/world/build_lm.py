@@ -1,9 +1,10 @@
 """Builds the world's language models: standard `LlamaForCausalLM`s of two sizes, trained on scenes told in words.
 
-Trials taught what it takes for so small a model to bind a colour to its shape. Wide initial weights (.08) and the weight of
-the loss on the words that the description settles: without them it sits on a plateau. Telling again what was told: a dense
-task that needs the binding. And short lists first ("a red star and a blue ring"), in one word order, then in both ("a star
-in red"): whole descriptions from the start, with sizes, places and signs, had not taught it after 2,600 steps.
+Trials taught what it takes for so small a model to bind a colour to its shape. Wide initial weights (.08) and the
+weight of the loss on the words that the description settles: without them it sits on a plateau. Telling again what was
+told: a dense task that needs the binding. And short lists first ("a red star and a blue ring"), in one word order,
+then in both ("a star in red"): whole descriptions from the start, with sizes, places and signs, had not taught it
+after 2,600 steps.
 """
 
 from dataclasses import dataclass
@@ -34,12 +35,13 @@ class LmRecipe:
     layers: int = 4
     heads: int = 4
     batch: int = 28
-    """Scenes in a step, half as many again in a step of short rows; one row of facts asked, one of facts told and two to
-    copy stand beside them."""
+    """Scenes in a step, half as many again in a step of short rows; one row of facts asked, one of facts told and two
+    to copy stand beside them."""
     one_order_until: float = 0.08
     """Fraction of the steps with things listed by colour and shape alone, in one word order."""
     listed_until: float = 0.23
-    """Fraction of the steps with such lists in both orders; then chats, whole descriptions and short rows take turns."""
+    """Fraction of the steps with such lists in both orders; then chats, whole descriptions and short rows take
+    turns."""
     decay_from: float = 0.6
     """Fraction of the steps from which the learning rate falls to a fiftieth."""
     lr: float = 1e-3
@@ -138,7 +140,7 @@ def build_lm(
             tokenizer,
             measure=lambda split: measure_lm(build.load(LlamaForCausalLM), tokenizer, split=split, scenes=measured),
             seconds=seconds,
-            data="scenes of the world's train split told in captions, as plain text and in vicuna_v1 chats; the world's "
-            "facts; digits and sentences to copy",
+            data="scenes of the world's train split told in lists and captions, as plain text and in vicuna_v1 chats; "
+            "the world's facts; digits and sentences to copy",
             objective="next token, weighted: telling a scene again, questions about it, facts",
         )

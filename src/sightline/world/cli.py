@@ -1,4 +1,4 @@
-"""`sightline world`: makes the small world, shows it, checks the backbones that ship with the package, and rebuilds them."""
+"""`sightline world`: makes the small world, shows it, checks the shipped backbones, and rebuilds them."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import Backbone
+from . import Backbone, shipped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -112,7 +112,7 @@ def check(
 
     from .thresholds import check as measure
 
-    names = [item.value for item in backbone or list(Backbone)]
+    names = [item.value for item in backbone or shipped()]
     console, missed = Console(stderr=True), 0
     with console.status("measuring") as status:
         for finding in measure(names, split=split.value, sample=sample):
@@ -136,8 +136,8 @@ def build(
     """Train a tiny backbone of the world again, on one CPU thread with another that draws its data.
 
     The package ships all of them, so this is not needed to use them. The folder holds a standard `CLIPModel` or
-    `LlamaForCausalLM`, and `card.json` with its recipe, its time and what it measures. Stopped or killed, the same command
-    goes on where it was, to the same weights. Example: `sightline world build clip --steps 200`
+    `LlamaForCausalLM`, and `card.json` with its recipe, its time and what it measures. Stopped or killed, the same
+    command goes on where it was, to the same weights. Example: `sightline world build clip --steps 200`
     """
     from dataclasses import replace
 

@@ -1,8 +1,8 @@
 """What the world's CLIP learns from: pictures, quarters of the high view and cells, with captions full or short.
 
 No truth by patch is used. Two weaker kinds of truth are, and the backbone's card says so: where single items stand (a
-crop is a cell, or a quarter with what is in it), and which captions of a batch are true of which pictures, so that a true one
-is never pushed away.
+crop is a cell, or a quarter with what is in it), and which captions of a batch are true of which pictures, so that a
+true one is never pushed away.
 """
 
 from collections.abc import Sequence
@@ -210,7 +210,8 @@ def to_pixel_values(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def _positions(side: int, across: int, rng: np.random.Generator) -> Int[Tensor, " tokens"]:
-    """Positions of the class token and of a square of patches somewhere in the picture's, in a cell's place if it can."""
+    """Positions of the class token and of a square of patches somewhere in the picture's, in a cell's place if it
+    can."""
     step = side if across % side == 0 else 1
     top, left = (step * int(place) for place in rng.integers((across - side) // step + 1, size=2))
     grid = torch.arange(across * across).view(across, across)[top : top + side, left : left + side]

@@ -4,8 +4,8 @@ Everything is drawn once, in whole numbers, so that a picture is the same on eve
 drawing at 192 x 192 pixels; the low view, 96 x 96, is its average over 2 x 2 pixels (Pillow's box filter).
 
 The letter of a sign is dark on light, four pixels of the low view to a stroke. The letter of a card is *fine*: its
-strokes are stripes one pixel of the high view wide, light and dark in turn around the card's own colour. Two of them make one
-pixel of the low view, where nothing of the letter is left: not little, nothing.
+strokes are stripes one pixel of the high view wide, light and dark in turn around the card's own colour. Two of them
+make one pixel of the low view, where nothing of the letter is left: not little, nothing.
 """
 
 import math

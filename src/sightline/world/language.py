@@ -1,9 +1,9 @@
 """What is said about a scene: captions, and questions whose answers follow from the scene. Lower case.
 
 Counts are uniform by construction (see `scene`), and "is there ...?" is true in every second group of four scenes. An
-untrue one names a pair of colour and shape as POPE does (Li et al., 2023): any that is absent (random), a common one that is
-absent (popular), or an absent companion of something that is there (adversarial). The three take turns. Every pair that a
-text names is one that its split may show, so that a pair's novelty tells nothing.
+untrue one names a pair of colour and shape as POPE does (Li et al., 2023): any that is absent (random), a common one
+that is absent (popular), or an absent companion of something that is there (adversarial). The three take turns. Every
+pair that a text names is one that its split may show, so that a pair's novelty tells nothing.
 """
 
 from collections import Counter

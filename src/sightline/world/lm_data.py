@@ -1,10 +1,10 @@
 """What the world's language models learn from: scenes told in words, told again, and asked about; facts; digits.
 
-A row is a beginning and several branches that each go on from it: a description told again in other words and another order, or
-a question with its answer. Branches do not see each other (a block mask), so that one description serves many questions
-and none gives away the answer to another. In use an image stands where the description stands here, in the same
-two shapes of text: plain, and a chat by `vicuna_v1`. An image can be long, so the branches of some rows count their
-positions from further on.
+A row is a beginning and several branches that each go on from it: a description told again in other words and another
+order, or a question with its answer. Branches do not see each other (a block mask), so that one description serves
+many questions and none gives away the answer to another. In use an image stands where the description stands here, in
+the same two shapes of text: plain, and a chat by `vicuna_v1`. An image can be long, so the branches of some rows count
+their positions from further on.
 """
 
 from collections.abc import Sequence

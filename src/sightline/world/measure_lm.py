@@ -32,9 +32,9 @@ def measure_lm(
 ) -> dict[str, Estimate]:
     """Accuracy of the first answer token, by ability.
 
-    Each question stands alone in a `vicuna_v1` chat, with one caption where an image will stand. `colour_2` and `shape_2` are
-    of scenes with two things, and so on. `far` is all of them with the questions a thousand positions further on. `fact`
-    is of the world's facts, asked without a scene.
+    Each question stands alone in a `vicuna_v1` chat, with one caption where an image will stand. `colour_2` and
+    `shape_2` are of scenes with two things, and so on. `far` is all of them with the questions a thousand positions
+    further on. `fact` is of the world's facts, asked without a scene.
     """
     writer = Writer(tokenizer)
     asked: list[Asked] = []

@@ -1,7 +1,7 @@
 """What the shipped backbones must know before the world can say anything about a method, and whether they do.
 
-A bad backbone hides every effect: a tower that does not see shape cannot give shape's words to visual tokens, and a language
-model that does not bind a colour to its shape in text will not in images.
+A bad backbone hides every effect: a tower that does not see shape cannot give shape's words to visual tokens, and a
+language model that does not bind a colour to its shape in text will not in images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

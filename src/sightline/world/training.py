@@ -1,4 +1,4 @@
-"""What the builds of the backbones share: one thread, one seed, steps that can stop and go on, and a look at how far."""
+"""What the builds of the backbones share: one thread, one seed, and steps that can stop and go on."""
 
 import hashlib
 import json

@@ -1,0 +1,90 @@
+"""`sightline diagnose`: what a model's alignment is, in numbers."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Part(StrEnum):
+    """What can be measured."""
+
+    words = "words"
+    geometry = "geometry"
+    sight = "sight"
+    attention = "attention"
+    cause = "cause"
+    probe = "probe"
+    kept = "kept"
+
+
+def diagnose(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder or a hub id.", metavar="MODEL")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A world folder, or captions in LLaVA's JSON.", show_default="a world drawn for the occasion"
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Where the images of a JSON are.", show_default="beside it")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of a world folder.")] = "validation",
+    most: Annotated[int, typer.Option(min=2, help="Images to look at.")] = 200,
+    only: Annotated[list[Part] | None, typer.Option(help="Measure this part alone; can be given again.")] = None,
+    untouched: Annotated[
+        str | None, typer.Option(help="The language model before alignment, to see what was forgotten.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write all numbers to this JSON.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+) -> None:
+    """Measure the alignment of a model: any that Sightline trained, and any stock LLaVA.
+
+    - *words*: is the nearest word of a visual token true; are a caption's words found (SEA's Figure 1, TACS)
+
+    - *geometry*: how far visual tokens lie from words, their norms, spread and rank, and alignment by layer
+
+    - *sight*, *attention*: what becomes of answers with swapped, blank and shuffled images; who looks at the image
+
+    - *cause*: does a wrong word on a patch go with a wrong answer, and does correcting it correct the answer
+
+    - *probe*: how much of the truth a linear probe reads from the tokens
+
+    - *kept*: what the language model still knows
+
+    Each score comes with its 95% interval and, for the small world, beside those of models known to be good, untrained
+    and broken. What the data does not allow is said. Example: `sightline diagnose runs/world --data data/world`
+    """
+    import tempfile
+
+    from rich.console import Console
+
+    from .diagnose import PARTS, references
+    from .diagnose import diagnose as measure
+    from .material import read_captions, read_world
+    from .subject import Subject
+    from .tables import tables
+
+    console = Console(stderr=True)
+    subject = Subject(model, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        if data is None:
+            from ..world.make import make_world
+
+            console.print("drawing a world to look at (--data takes your own)", style="dim")
+            data = Path(folder) / "world"
+            make_world(data, train=1, validation=most, test=1, novel=1)
+        if data.is_dir():
+            material = read_world(data, split=split, most=most)
+        else:
+            material = read_captions(data, images or data.parent, most=most)
+        parts = tuple(part.value for part in only) if only else PARTS
+        diagnosis = measure(subject, material, name=model, parts=parts, untouched=untouched)
+    for table in tables(diagnosis, references()):
+        Console().print(table)
+    for part, why in diagnosis.missing.items():
+        console.print(f"{part} was not measured: {why}")
+    if out:
+        diagnosis.write(out)
+        typer.echo(f"all {len(diagnosis.scores)} numbers in {out}")

@@ -1,0 +1,133 @@
+"""Everything that can be measured of a model's alignment on some material, in one go, and as one flat table of
+scores."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..errors import SightlineError
+from ..evaluation.metrics import Estimate
+from ..files import write_json
+from .cause import measure_cause
+from .geometry import measure_geometry
+from .kept import measure_kept
+from .material import Material, take
+from .measure_words import measure_words
+from .probe import measure_probe
+from .sight import measure_attention, measure_sight
+from .subject import Subject
+
+Part = Literal["words", "geometry", "sight", "attention", "cause", "probe", "kept"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+REFERENCES = Path(__file__).parent / "references.json"
+"""Scores of models whose alignment is known, in the small world; `benchmarks/diagnostics.py` writes it."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was measured of a model."""
+
+    model: str
+    material: str
+    scores: Mapping[str, Estimate]
+    """By a path such as `words/things/share`."""
+    missing: Mapping[str, str]
+    """Why a part was not measured."""
+
+    def write(self, out: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        scores = {name: {"value": e.value, "low": e.low, "high": e.high, "n": e.n} for name, e in self.scores.items()}
+        about = {"model": self.model, "material": self.material, "missing": dict(self.missing)}
+        write_json(out, about | {"scores": scores})
+
+
+def diagnose(
+    subject: Subject,
+    material: Material,
+    *,
+    name: str,
+    parts: Sequence[Part] = PARTS,
+    untouched: str | None = None,
+    questions: int = 400,
+    seed: int = 0,
+    progress: bool = True,
+) -> Diagnosis:
+    """Measure every part that the material allows; the others say what they lack.
+
+    Args:
+        name: what the model is called in the result.
+        untouched: the language model before any alignment, for `kept`.
+        questions: most questions to ask for each part, spread over all.
+    """
+    asked = take(material.questions, questions)
+    measures: dict[Part, tuple[str, Callable[[], Any]]] = {
+        "words": (
+            "" if material.words else "no list of words",
+            lambda: measure_words(subject, material, progress=progress),
+        ),
+        "geometry": (
+            "" if all(case.caption.strip() for case in material.cases) else "no captions",
+            lambda: measure_geometry(subject, material, progress=progress),
+        ),
+        "sight": (
+            "" if asked else "no questions about images",
+            lambda: measure_sight(subject, asked, seed=seed, progress=progress),
+        ),
+        "attention": (
+            "" if asked else "no questions about images",
+            lambda: measure_attention(subject, take(asked, 100), progress=progress),
+        ),
+        "cause": (
+            "" if material.asked else "no questions whose item is known",
+            lambda: measure_cause(subject, material, seed=seed, progress=progress),
+        ),
+        "probe": (
+            "" if material.has_truth else "no truth by patch",
+            lambda: measure_probe(subject, material, seed=seed, progress=progress),
+        ),
+        "kept": (
+            "" if material.text_questions else "no questions without images",
+            lambda: measure_kept(
+                subject, take(material.text_questions, questions), untouched=untouched, progress=progress
+            ),
+        ),
+    }
+    scores: dict[str, Estimate] = {}
+    missing: dict[str, str] = {}
+    for part in parts:
+        lack, measure = measures[part]
+        if lack:
+            missing[part] = f"{material.name} has {lack}"
+            continue
+        try:
+            scores |= dict(flat(measure(), part))
+        except SightlineError as error:
+            missing[part] = str(error)
+    return Diagnosis(name, material.name, scores, missing)
+
+
+def flat(result: Any, path: str) -> Iterator[tuple[str, Estimate]]:
+    """Every number of a result by its path; one without an interval is its own interval."""
+    if isinstance(result, Estimate):
+        yield path, result
+    elif isinstance(result, bool) or result is None:
+        return
+    elif isinstance(result, int | float):
+        yield path, Estimate(float(result), float(result), float(result), 1)
+    elif is_dataclass(result):
+        for field in fields(result):
+            yield from flat(getattr(result, field.name), f"{path}/{field.name}")
+    elif isinstance(result, Mapping):
+        for key, value in result.items():
+            yield from flat(value, f"{path}/{key}")
+    elif isinstance(result, Sequence) and not isinstance(result, str):
+        for number, value in enumerate(result):
+            yield from flat(value, f"{path}/{number}")
+
+
+def references() -> dict[str, dict[str, dict[str, float]]]:
+    """By score, by kind of model (`true words`, `trained`, `untrained`, ...): the lowest and highest value seen."""
+    return json.loads(REFERENCES.read_text("utf-8"))["scores"] if REFERENCES.exists() else {}

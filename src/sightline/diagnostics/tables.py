@@ -1,0 +1,106 @@
+"""A diagnosis for a terminal: the numbers that say most, each beside those of models whose alignment is known."""
+
+from collections.abc import Iterator, Mapping
+
+from rich.table import Table
+
+from ..evaluation.metrics import Estimate
+from .diagnose import Diagnosis
+
+LINES: dict[str, tuple[tuple[str, str], ...]] = {
+    "words": (
+        ("words/things/share", "tokens of items whose nearest word is true"),
+        ("words/things/chance", "  had the same words been dealt out at random"),
+        ("words/background/share", "tokens of the background"),
+        ("words/by_group/colour/share", "the right colour among colours"),
+        ("words/by_group/shape/share", "the right shape among shapes"),
+        ("words/by_group/letter/share", "the right letter among letters"),
+        ("words/recall/own", "words of its caption found"),
+        ("words/recall/other", "  of other captions"),
+        ("words/tacs/own", "TACS with its caption"),
+        ("words/tacs/other", "  with other captions"),
+    ),
+    "geometry": (
+        ("geometry/gap", "modality gap"),
+        ("geometry/unit_gap", "  of unit vectors"),
+        ("geometry/norm_ratio", "norm of visual tokens over words"),
+        ("geometry/visual_anisotropy", "anisotropy of visual tokens"),
+        ("geometry/visual_rank", "effective rank of visual tokens"),
+    ),
+    "sight": (
+        ("sight/accuracy", "answers right"),
+        ("sight/swapped/accuracy", "  with the image of another question"),
+        ("sight/blank/accuracy", "  with a blank image"),
+        ("sight/permuted/accuracy", "  with patches in a random order"),
+    ),
+    "attention": (("attention/positions", "share of positions that are visual"),),
+    "cause": (
+        ("cause/words_right", "asked items with the right word"),
+        ("cause/odds_ratio", "odds of a right answer, right over wrong word"),
+        ("cause/corrections/1/corrected", "wrong answers put right by the true word"),
+        ("cause/corrections/1/corrected_by_control", "  by a wrong word"),
+        ("cause/corrections/1/followed", "answers that follow a wrong word"),
+    ),
+    "probe": (
+        ("probe/colour/visual", "colour read from visual tokens"),
+        ("probe/colour/patches", "  from the tower's patches"),
+        ("probe/shape/visual", "shape read from visual tokens"),
+        ("probe/shape/patches", "  from the tower's patches"),
+        ("probe/letter/visual", "letter read from visual tokens"),
+        ("probe/letter/patches", "  from the tower's patches"),
+    ),
+    "kept": (
+        ("kept/overall/model/accuracy", "questions on text alone"),
+        ("kept/overall/untouched/accuracy", "  by the untouched language model"),
+        ("kept/overall/difference/accuracy", "  difference"),
+        ("kept/overall/model/loss", "loss of the answers, nats"),
+        ("kept/overall/difference/loss", "  difference"),
+        ("kept/fact/model/accuracy", "facts"),
+    ),
+}
+"""What is printed of each part; every number goes to the JSON."""
+LAYERS = (
+    ("geometry/alignment", "implicit alignment"),
+    ("geometry/matching", "own over other captions"),
+    ("attention/mass", "attention on the image"),
+)
+"""Scores by layer."""
+
+
+def tables(diagnosis: Diagnosis, known: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[Table]:
+    """One table for each part, and one by layer."""
+    for part, lines in LINES.items():
+        rows = [(name, label) for name, label in lines if name in diagnosis.scores]
+        kinds = list(dict.fromkeys(kind for name, _ in rows for kind in known.get(name, {})))
+        table = Table("", "", "95% interval", *kinds, title=part, title_justify="left", box=None, pad_edge=False)
+        for name, label in rows:
+            bands = [_band(known.get(name, {}).get(kind)) for kind in kinds]
+            table.add_row(label, *_numbers(diagnosis.scores[name]), *bands)
+        if rows:
+            yield table
+    deep = [(label, _by_layer(diagnosis.scores, path)) for path, label in LAYERS]
+    deep = [(label, found) for label, found in deep if found]
+    if deep:
+        table = Table("", title="by layer, from the input on", title_justify="left", box=None, pad_edge=False)
+        for layer in range(max(len(found) for _, found in deep)):
+            table.add_column(str(layer), justify="right")
+        for label, found in deep:
+            first = [""] if label.startswith("attention") else []
+            table.add_row(label, *first, *(f"{score.value:.3f}" for score in found))
+        yield table
+
+
+def _by_layer(scores: Mapping[str, Estimate], path: str) -> list[Estimate]:
+    found = []
+    while f"{path}/{len(found)}" in scores:
+        found.append(scores[f"{path}/{len(found)}"])
+    return found
+
+
+def _numbers(score: Estimate) -> tuple[str, str]:
+    bare = score.low == score.value == score.high
+    return f"{score.value:.3f}", "" if bare else f"{score.low:.3f} to {score.high:.3f}"
+
+
+def _band(band: Mapping[str, float] | None) -> str:
+    return f"{band['low']:.2f}..{band['high']:.2f}" if band else ""
