@@ -28,6 +28,11 @@ COMMANDS = [
     "world",
     "world make",
     "world build",
+    "world sheet",
+    "world check",
+    "diagnose",
+    "lens",
+    "compare",
 ]
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "scipy", "PIL"}
 

@@ -1,0 +1,84 @@
+"""The whole diagnosis: every part that the data allows, the others named; and models whose alignment is known."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline.diagnostics.altered import (
+    ShuffledPatches,
+    TrueWords,
+    reset_connector,
+    with_connector,
+    with_normalisation,
+)
+from sightline.diagnostics.diagnose import PARTS, diagnose, flat
+from sightline.diagnostics.material import Material, read_captions
+from sightline.diagnostics.subject import Subject
+from sightline.diagnostics.tables import LINES, tables
+from sightline.errors import SightlineError
+from sightline.evaluation.metrics import Estimate
+
+
+def test_a_world_allows_every_part(tiny_subject: Subject, material: Material, tmp_path: Path):
+    found = diagnose(tiny_subject, material, name="tiny", questions=24, progress=False)
+    assert found.missing == {}
+    assert {name.split("/")[0] for name in found.scores} == set(PARTS)
+    shown = {
+        name for lines in LINES.values() for name, _ in lines if "untouched" not in name and "difference" not in name
+    }
+    assert shown <= set(found.scores) | {name for name in shown if name.startswith("cause/corrections/1")}
+    assert any(name.startswith("cause/corrections/1") for name in found.scores)
+    found.write(tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert set(written["scores"]) == set(found.scores) and written["model"] == "tiny"
+    titles = [table.title for table in tables(found, {"words/things/share": {"trained": {"low": 0.1, "high": 0.2}}})]
+    assert titles == [*(part for part in PARTS), "by layer, from the input on"]
+
+
+def test_what_captions_alone_do_not_allow_is_said(tiny_subject: Subject, world: Path):
+    material = read_captions(world / "validation.captions.json", world / "images", most=6)
+    found = diagnose(tiny_subject, material, name="tiny", progress=False)
+    assert set(found.missing) == {"sight", "attention", "cause", "probe", "kept"}
+    assert all(material.name in why for why in found.missing.values())
+    assert "words/recall/own" in found.scores and "geometry/gap" in found.scores
+
+
+def test_every_number_of_a_result_has_a_path():
+    estimate = Estimate(0.5, 0.4, 0.6, 10)
+    found = dict(flat({"a": [estimate, None], "b": {"c": 2}}, "x"))
+    assert found == {"x/a/0": estimate, "x/b/c": Estimate(2.0, 2.0, 2.0, 1)}
+
+
+def test_true_words_say_true_words(tiny_subject: Subject, material: Material):
+    good = TrueWords(tiny_subject, material)
+    found = diagnose(good, material, name="good", parts=("words",), progress=False).scores
+    assert found["words/things/share"].value == found["words/background/share"].value == 1.0
+    with pytest.raises(SightlineError, match="no truth by patch"):
+        TrueWords(tiny_subject, Material("captions", material.cases[:0]))
+
+
+def test_shuffling_keeps_the_tokens_and_not_their_places(tiny_subject: Subject, material: Material):
+    from sightline.data.images import load_image
+
+    images = [load_image(case.image) for case in material.cases[:3]]
+    for own, shuffled in zip(tiny_subject.visual(images), ShuffledPatches(tiny_subject).visual(images), strict=True):
+        assert not torch.equal(own, shuffled)
+        torch.testing.assert_close(own.sort(dim=0).values, shuffled.sort(dim=0).values)
+
+
+def test_pixels_and_connectors_are_changed_in_a_copy(tiny_subject: Subject, material: Material):
+    from sightline.data.images import load_image
+
+    image = [load_image(material.cases[0].image)]
+    own = tiny_subject.visual(image)[0]
+    pixels = with_normalisation(tiny_subject, [0.0] * 3, [1.0] * 3)
+    assert not torch.allclose(pixels.visual(image)[0], own)
+    fresh = reset_connector(tiny_subject)
+    assert not torch.allclose(fresh.visual(image)[0], own)
+    back = with_connector(fresh, tiny_subject.model.model.multi_modal_projector.state_dict())
+    torch.testing.assert_close(back.visual(image)[0], own)
+    torch.testing.assert_close(tiny_subject.visual(image)[0], own)
+    with pytest.raises(SightlineError, match="the connectors differ"):
+        with_connector(tiny_subject, {})
