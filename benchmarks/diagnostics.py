@@ -81,7 +81,8 @@ def train(folder: Path, seed: int) -> None:
     world = folder / "world"
     data = [f"stages.0.data.path={world}/pretrain.json", f"stages.1.data.path={world}/instruct.json"]
     data += [f"stages.0.validation.path={world}/validation.captions.json"]
-    data += [f"stages.1.validation.path={world}/validation.instruct.json", f"seed={seed}"]
+    data += [f"stages.1.validation.0.path={world}/validation.instruct.json", f"seed={seed}"]
+    data += [f"stages.1.validation.1.path={world}/validation.text.json"]
     for name, more in (("trained", []), ("other", ["model.vision_layer=-1"])):
         sightline("train", "world", "--resume", f"name={name}", f"out={folder}/{name}{seed}", *data, *more)
 

@@ -49,7 +49,8 @@ def run_demo(out: Path, *, short: bool = False) -> Path:
         f"stages.0.data.path={world / 'pretrain.json'}",
         f"stages.0.validation.path={world / 'validation.captions.json'}",
         f"stages.1.data.path={world / 'instruct.json'}",
-        f"stages.1.validation.path={world / 'validation.instruct.json'}",
+        f"stages.1.validation.0.path={world / 'validation.instruct.json'}",
+        f"stages.1.validation.1.path={world / 'validation.text.json'}",
         *(SHORT["train"] if short else []),
     ]
     _say(console, "2. two stages of training; a twin that sees only grey images trains beside it")

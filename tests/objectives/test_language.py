@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.objectives import language
-from sightline.objectives.language import language_sums, token_losses
+from sightline.objectives.language import language_sums, rows_right, token_losses
 from sightline.types import IGNORE
 
 WORDS, WIDTH, TOKENS = 50, 8, 33
@@ -116,3 +116,15 @@ def test_logits_are_never_held_together(small_chunks: None, monkeypatch) -> None
     plain = kept(hidden, Head(), targets)
     assert plain >= TOKENS * WORDS
     assert chunked <= 2 * TOKENS * WIDTH
+
+
+def test_a_row_is_right_when_every_token_of_its_answer_is_the_likeliest():
+    head = torch.nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(4))
+    says = torch.tensor([[1, 2, 3, 0], [1, 2, 3, 0], [1, 2, 3, 0]])  # what each position finds likeliest to come next
+    labels = torch.tensor([[-100, 1, 2, -100], [-100, 1, 3, 3], [-100, -100, -100, -100]])
+    hidden = torch.nn.functional.one_hot(says, 4).float()
+    for chunk in (1, 1024):
+        right, asked = rows_right(hidden, head, labels, chunk=chunk)
+        assert (int(right), int(asked)) == (1, 2)

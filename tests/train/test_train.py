@@ -18,6 +18,7 @@ from sightline.errors import SightlineError
 from sightline.methods.base import LossSpec, Needs
 from sightline.models.assemble import Assembly, assemble
 from sightline.models.parts import part_of
+from sightline.report.run_folder import read_run
 from sightline.train import train
 from sightline.train.engine import Engine
 from sightline.train.loop import num_steps, take_step, validate
@@ -242,6 +243,31 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny: dict[str, Path]
     with pytest.raises(SightlineError, match=r"stage 'tune' is nan at step 5, in rows q0.*not updated"):
         take_step(Engine(Objective(assembly.model, {}), stage), [batch], optimizer, stage, step=5)
     assert all(torch.equal(p, before[name]) for name, p in assembly.model.named_parameters())
+
+
+def test_validation_sets_with_a_name_are_measured_by_themselves(tiny: dict[str, Path], pictures: Path, tmp_path: Path):
+    """Their rows are those of no other set, so what the language model keeps has a curve of its own."""
+    text = [
+        {"id": i, "conversations": [{"from": "human", "value": "hm"}, {"from": "gpt", "value": "a"}]} for i in (1, 2)
+    ]
+    (tmp_path / "text.json").write_text(json.dumps(text))
+    captions = {"path": str(pictures / "captions.json"), "template": "plain"}
+    held_out = {
+        "alone": [captions],
+        "both": [captions, {"path": str(tmp_path / "text.json"), "name": "text"}],
+    }
+    found = {}
+    for name, validation in held_out.items():
+        changed = recipe(tiny, pictures, tmp_path / name).model_dump()
+        stage = changed["stages"][0] | {"validation": validation, "steps": 2, "validate_every": 2}
+        train(check(changed | {"stages": [stage]}))
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        found[name] = {row.get("set"): row for row in rows if row.get("split") == "validation"}
+    assert set(found["alone"]) == {None} and set(found["both"]) == {None, "text"}
+    assert found["both"][None]["loss"] == found["alone"][None]["loss"] != found["both"]["text"]["loss"]
+    assert all(row["accuracy"] in (0.0, 0.5, 1.0) for row in (found["both"]["text"],))
+    shown = {curve.quantity: curve for curve in read_run(tmp_path / "both").curves}
+    assert shown["loss of text"].validation == ((2, found["both"]["text"]["loss"]),) and not shown["loss of text"].train
 
 
 def test_validation_is_a_mean_over_all_rows_and_moves_nothing(tiny: dict[str, Path], pictures: Path) -> None:

@@ -58,6 +58,23 @@ def token_losses(
     )
 
 
+def rows_right(
+    hidden: Float[Tensor, "batch seq d_llm"], head: nn.Module, labels: Int[Tensor, "batch seq"], *, chunk: int = 1024
+) -> tuple[Int[Tensor, ""], Int[Tensor, ""]]:
+    """In how many rows every supervised token is the likeliest one, and how many rows have any.
+
+    For rows with one answer it is the share that greedy decoding would give word for word, without decoding.
+    """
+    targets = labels[:, 1:]
+    supervised = targets != IGNORE
+    states, wanted = hidden[:, :-1][supervised], targets[supervised]
+    parts = zip(states.split(chunk), wanted.split(chunk), strict=True)
+    hits = torch.cat([head(some).argmax(-1) == target for some, target in parts])
+    missed = torch.zeros_like(supervised).masked_scatter(supervised, ~hits).any(dim=1)
+    asked = supervised.any(dim=1)
+    return (asked & ~missed).sum(), asked.sum()
+
+
 def _losses_of_chunk(
     hidden: Float[Tensor, "some d_llm"], head: nn.Module, targets: Int[Tensor, " some"]
 ) -> Float[Tensor, " some"]:

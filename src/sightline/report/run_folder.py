@@ -132,10 +132,12 @@ def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
             unread += 1
             continue
         split = "validation" if row.get("split") == "validation" else "train"
+        named = str(row["set"]) if row.get("set") else ""
         for key, value in row.items():
-            if key == "loss" or key.startswith("loss/"):
+            if key == "loss" or (key.startswith("loss/") and not named):
                 if _is_number(value) and math.isfinite(value):
-                    series = points[row["stage"]].setdefault(key, {"train": {}, "validation": {}})
+                    quantity = f"{key} of {named}" if named else key
+                    series = points[row["stage"]].setdefault(quantity, {"train": {}, "validation": {}})
                     series[split][int(row["step"])] = float(value)
                 else:
                     wild += 1
@@ -145,10 +147,12 @@ def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
         notes.append(f"Losses in {path.name} that are not finite numbers, and are left out of the curves: {wild}.")
     curves: list[Curve] = []
     for stage, quantities in points.items():
-        terms = [key for key in quantities if key != "loss"]
+        sets = [key for key in quantities if key.startswith("loss of ")]
+        terms = [key for key in quantities if key != "loss" and key not in sets]
         shown = (
             ["loss", *terms] if "loss" in quantities and len(terms) > 1 else ["loss"] if "loss" in quantities else terms
         )
+        shown += sets
         curves += [
             Curve(stage, key, *(tuple(sorted(quantities[key][split].items())) for split in ("train", "validation")))
             for key in shown

@@ -20,7 +20,7 @@ from ..errors import SightlineError
 from ..types import Batch
 from .engine import Engine, whole
 from .guards import GradientGuard
-from .objective import Objective, add_up
+from .objective import ASKED, RIGHT, Objective, add_up
 from .processes import Processes
 from .progress import Reporter
 from .setup import schedule, set_modes
@@ -51,7 +51,8 @@ class StageRun:
     engine: Engine
     optimizer: torch.optim.Optimizer
     rows: Mixture
-    validation: Mixture | None
+    validation: Mapping[str, Mixture]
+    """By the name of the set."""
     order: Order
     guard: GradientGuard
     reporter: Reporter
@@ -92,13 +93,16 @@ def train_stage(run: StageRun) -> Iterator[int]:
     validate_every = stage.validate_every or tenth(total)
 
     def validate_if_due() -> None:
-        if run.validation is not None and run.step and (run.step % validate_every == 0 or run.step == total):
-            found = validate(run.engine, run.validation, stage, stopping=run.stopping)
-            if found is not None:
-                losses, dropped = found
-                if run.step <= validate_every:  # the same rows each time, listed the first
-                    run.reporter.dropped(run.step, dropped, split="validation")
-                run.reporter.validation(run.step, losses)
+        if not run.step or (run.step % validate_every and run.step != total):
+            return
+        for name, rows in run.validation.items():
+            found = validate(run.engine, rows, stage, stopping=run.stopping)
+            if found is None:
+                return
+            losses, dropped = found
+            if run.step <= validate_every:  # the same rows each time, listed the first
+                run.reporter.dropped(run.step, dropped, split="validation")
+            run.reporter.validation(run.step, losses, name)
 
     validate_if_due()
     share = (run.processes.rank, run.processes.world)
@@ -186,7 +190,8 @@ def validate(
     """The same losses over all validation rows, with the model in evaluation mode.
 
     Returns:
-        The losses, and the rows that the policies left out; None if it was to stop meanwhile.
+        The losses, with `accuracy`, the share of rows every token of whose answers is the likeliest; and the rows that
+        the policies left out; None if it was to stop meanwhile.
 
     Raises:
         SightlineError: if the policies leave no row.
@@ -207,11 +212,14 @@ def validate(
         dropped += left_out
         for batch in batches:
             with autocast(stage, processes.device):
-                sums.append(objective(batch))
-            counts.append(objective.counts(batch))
+                found = objective(batch, grade=True)
+            counts.append(objective.counts(batch) | {RIGHT: found.pop(ASKED)})
+            sums.append(found)
     if not sums:
         raise SightlineError(f"no validation row of stage '{stage.name}' can be used. Run: sightline doctor RECIPE")
-    losses = means(objective, processes.add(add_up(sums)), processes.add(add_up(counts)))
+    summed, counted_up = processes.add(add_up(sums)), processes.add(add_up(counts))
+    right, asked = summed.pop(RIGHT), counted_up.pop(RIGHT)
+    losses = means(objective, summed, counted_up) | {"accuracy": float(right / asked.clamp(min=1))}
     return losses, [row for part in processes.gather(dropped) for row in part]
 
 

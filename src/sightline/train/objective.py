@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import SightlineError, did_you_mean
 from ..models.modeling import SightlineForConditionalGeneration
-from ..objectives.language import language_sums, supervised_counts
+from ..objectives.language import language_sums, rows_right, supervised_counts
 from ..types import Batch
 
 LANGUAGE = "language"
 """The name, in a recipe's weights, of the mean over all kinds of tokens that have no weight of their own."""
+RIGHT, ASKED = "rows right", "rows asked"
+"""Of a batch that is graded: rows all of whose supervised tokens are the likeliest, and rows that have some."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,15 @@ class Objective(nn.Module):
             counts[name] = torch.ones(()) if spec is None or spec.count is None else spec.count(batch)
         return counts if batch.counted else self._uncounted(counts)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The sums (means for coupled losses) of this batch, by name."""
+    def forward(self, batch: Batch, *, grade: bool = False) -> dict[str, Tensor]:
+        """The sums (means for coupled losses) of this batch, by name; with `grade` also `RIGHT` and `ASKED`."""
         trace, _ = self.model.model.trace(batch, packing=self.packing, use_cache=False)
         by_kind = language_sums(trace.hidden, self.model.lm_head, batch.labels, batch.kinds, list(self.kinds.values()))
         sums = {name: by_kind[kind] for name, kind in self.kinds.items()}
         sums |= self.model.model.methods.losses(trace, batch, self.method_losses)
+        if grade:
+            right, asked = rows_right(trace.hidden, self.model.lm_head, batch.labels)
+            sums |= {RIGHT: right, ASKED: asked}
         return sums if batch.counted else self._uncounted(sums)
 
     def _uncounted(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

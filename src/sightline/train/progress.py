@@ -165,12 +165,14 @@ class Reporter:
         if skipped:
             self.say(f"{self._stage}: {skipped} of {self._total} steps were not finite and left the model as it was")
 
-    def validation(self, step: int, losses: dict[str, float]) -> None:
-        """A validation's losses."""
-        where = {"stage": self._stage, "step": step, "split": "validation"}
+    def validation(self, step: int, losses: dict[str, float], name: str = "") -> None:
+        """A validation's losses and accuracy, of the set called `name` where a stage has several."""
+        where = {"stage": self._stage, "step": step, "split": "validation"} | ({"set": name} if name else {})
         self._write({**where, **losses, "time": round(time.time(), 3)})
-        self._track(step, {f"validation/{name}": value for name, value in losses.items()})
-        self.say(f"{self._stage} {step}/{self._total}  validation loss {losses['loss']:.4f}")
+        path = f"validation/{name}/" if name else "validation/"
+        self._track(step, {path + key: value for key, value in losses.items()})
+        told = f"validation loss {losses['loss']:.4f}, {losses['accuracy']:.1%} of rows right"
+        self.say(f"{self._stage} {step}/{self._total}  {told}{f' ({name})' if name else ''}")
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file is None:

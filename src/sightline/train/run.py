@@ -163,17 +163,21 @@ class Data:
 
     def of(
         self, number: int, assembly: Assembly, say: Callable[[str], None] = lambda text: None
-    ) -> tuple[Mixture, Mixture | None]:
-        """A stage's rows, and its validation rows if it has any; `say` is told where their images come from."""
+    ) -> tuple[Mixture, dict[str, Mixture]]:
+        """A stage's rows, and its validation rows by name ("" for those without one); `say` is told where their images
+        come from."""
         recipe, stage = self.recipe, self.recipe.stages[number]
         sources, held_out = self.training[number], self.validation[number]
         features = find_features(recipe, number, assembly, [*sources, *held_out], self.processes.device, say)
         rows = lay_out(recipe, stage, stage.data, sources, assembly, self.columns, features=features)
-        if not stage.validation:
-            return rows, None
-        return rows, lay_out(
-            recipe, stage, stage.validation, held_out, assembly, self.columns, training=False, features=features
-        )
+        sets: dict[str, Mixture] = {}
+        for name in dict.fromkeys(data.name or "" for data in stage.validation):
+            mine = [
+                (data, part) for data, part in zip(stage.validation, held_out, strict=True) if name == (data.name or "")
+            ]
+            data, parts = (list(some) for some in zip(*mine, strict=True))
+            sets[name] = lay_out(recipe, stage, data, parts, assembly, self.columns, training=False, features=features)
+        return rows, sets
 
     @property
     def sharded(self) -> bool:
@@ -183,10 +187,10 @@ class Data:
         """Try every stage that goes on with this model."""
         for number, stage in enumerate(self.recipe.stages):
             if number == 0 or stage.init_from is None:
-                for rows in self.of(number, assembly):
-                    if rows is not None:
-                        check_stage(assembly.model, stage, self.processes.device, sharded=self.sharded)
-                        rehearse(stage, assembly, rows, world=self.processes.world)
+                rows, validation = self.of(number, assembly)
+                for mixture in (rows, *validation.values()):
+                    check_stage(assembly.model, stage, self.processes.device, sharded=self.sharded)
+                    rehearse(stage, assembly, mixture, world=self.processes.world)
 
 
 def check_shares(recipe: Recipe, processes: Processes) -> None:

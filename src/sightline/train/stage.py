@@ -39,9 +39,12 @@ class Desk:
 
 
 def run_stage(
-    desk: Desk, number: int, assembly: Assembly, rows: Mixture, validation: Mixture | None, saved: Saved | None
+    desk: Desk, number: int, assembly: Assembly, rows: Mixture, validation: Mapping[str, Mixture], saved: Saved | None
 ) -> Assembly:
     """Train one stage to its end, from its start or from a checkpoint in it.
+
+    Args:
+        validation: rows to measure on, by the name of their set; "" for those without one.
 
     Returns:
         The model after it, whole and on the CPU or the device.

@@ -1,13 +1,13 @@
 """Writes a small world to a folder, in the formats that users' own data has.
 
-    images/<split>/000123.png       the pictures, in one view
-    pretrain.json                   LLaVA JSON: one clean caption for each training picture
-    pretrain.noisy.json             the same pictures with captions of known `grade`, from clean to unrelated
-    instruct.json                   LLaVA JSON: one question in each row with its `ability`, and some descriptions
-    <split>.captions.json           LLaVA JSON: clean captions of validation, test and novel, and
-    validation.instruct.json        questions with their answers, to measure a loss on
-    <split>.questions.jsonl         rows {id, image, question, answer, ability} for validation, test and novel
-    <split>.text.jsonl              the same without images, for validation and test: facts that only text tells, and
+    images/<split>/000123.png       the pictures, in one view pretrain.json                   LLaVA JSON: one clean
+    caption for each training picture pretrain.noisy.json             the same pictures with captions of known `grade`,
+    from clean to unrelated instruct.json                   LLaVA JSON: one question in each row with its `ability`,
+    and some descriptions <split>.captions.json           LLaVA JSON: clean captions of validation, test and novel, and
+    validation.instruct.json        questions with their answers, to measure a loss on <split>.questions.jsonl
+    rows {id, image, question, answer, ability} for validation, test and novel <split>.text.jsonl              the same
+    without images (and as LLaVA JSON, `validation.text.json`), for validation and test: facts that only text tells,
+    and
                                     questions about scenes described in words
     truth/<split>.jsonl             the scene of each picture, and what each of its patches shows
     words.txt                       a list of words for labels: the world's own, then as many distractors and more
@@ -152,6 +152,9 @@ def _write_texts(out: Path, seed: int, split: Split, scenes: list[Scene], view: 
         ]
         told = [row for i, scene in enumerate(scenes) for row in _described_rows(seed, split, i, scene)]
         _write_lines(out / f"{split}.text.jsonl", facts + told)
+        if split == "validation":
+            rows = [{"id": r["id"], "conversations": _turns(r["question"], r["answer"])} for r in facts + told]
+            _write_json(out / "validation.text.json", rows)
 
 
 def _image(split: Split, index: int) -> str:
@@ -210,8 +213,11 @@ def _described_rows(seed: int, split: Split, index: int, scene: Scene) -> list[d
 
 
 def _llava(id: str, image: str, request: str, answer: str) -> dict[str, Any]:
-    turns = [{"from": "human", "value": f"<image>\n{request}"}, {"from": "gpt", "value": answer}]
-    return {"id": id, "image": image, "conversations": turns}
+    return {"id": id, "image": image, "conversations": _turns(f"<image>\n{request}", answer)}
+
+
+def _turns(asked: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
 
 
 def _truth(split: Split, index: int, scene: Scene, view: View) -> dict[str, Any]:
