@@ -22,13 +22,15 @@ def draw_sheet(out: Path, *, seed: int = 0, split: Split = "train", first: int =
         first: number of the first scene.
         count: how many scenes.
     """
-    figure = Figure(figsize=(14.5, 2.9 * count), layout="constrained")
-    grid: Any = figure.subplots(count, 3, squeeze=False, width_ratios=[1, 1, 3.3])
+    figure = Figure(figsize=(15, 3.6 * count))
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.25 / (3.6 * count), bottom=0.01, wspace=0.03, hspace=0.12)
+    grid: Any = figure.subplots(count, 3, squeeze=False, width_ratios=[1, 1, 2.6])
     for row, index in zip(grid, range(first, first + count), strict=True):
         scene = sample_scene(seed, split, index)
         for axes, view in zip(row[:2], VIEWS, strict=True):
             picture = render(scene, view)
             axes.imshow(picture, interpolation="nearest")
+            axes.set_anchor("N")
             axes.set_title(f"{split} {index}, {view} view, {picture.width} px", fontsize=9)
             axes.axis("off")
         row[2].text(
