@@ -72,7 +72,11 @@ class TestRefusals:
                 "cannot load 'openai/none-such': .* Give an intact local folder or a hub id that can",
             ),
             ("clip", "none such", "cannot load 'none such': .* Give an intact local folder or a hub id"),
-            ("world:clop", "llama", "the small world has no 'clop'; did you mean 'clip'. It has clip, clip-contrast, lm"),
+            (
+                "world:clop",
+                "llama",
+                "the small world has no 'clop'; did you mean 'clip'. It has clip, clip-contrast, lm",
+            ),
             ("clip", "world:xyzzy", r"the small world has no 'xyzzy'\. It has clip, clip-contrast, lm"),
         ],
     )

@@ -79,7 +79,7 @@ def diagnose(
             material = read_world(data, split=split, most=most)
         else:
             material = read_captions(data, images or data.parent, most=most)
-        parts = tuple(part.value for part in only) if only else PARTS
+        parts = [part for part in PARTS if only is None or part in only]
         diagnosis = measure(subject, material, name=model, parts=parts, untouched=untouched)
     for table in tables(diagnosis, references()):
         Console().print(table)
