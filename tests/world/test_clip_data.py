@@ -15,6 +15,7 @@ from sightline.world.clip_data import (
     Kind,
     Look,
     clip_batch,
+    look_at,
     picture_values,
     say,
     say_one,
@@ -31,7 +32,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 SIDES: dict[Kind, int] = {"cell": 32, "fine cell": 64, "grey cell": 32, "quarter": 96, "picture": 96}
 
 
-def batch_of(kind: Kind, *, seed: int = 0, size: int = 12, wrong: bool = True) -> ClipBatch:
+def batch_of(kind: Kind, *, seed: int = 0, size: int = 12, wrong: int = 1) -> ClipBatch:
     return clip_batch(kind, size, np.random.default_rng(seed), seed=0, patch=16, shorten=0.5, wrong=wrong)
 
 

@@ -213,13 +213,13 @@ def test_descriptions_are_of_training_scenes():
 
 
 def test_the_rows_of_a_step_are_a_function_of_its_number(writer: Writer):
-    """Plain and in one order at first, then plain and chats by turns; facts, told facts and two copies in each."""
+    """Lists at first; then chats, whole descriptions and short rows of both by turns; facts and copies in each."""
     recipe = LmRecipe(batch=6, steps=100)
-    assert rows_of(40, writer, recipe) == rows_of(40, writer, recipe) != rows_of(42, writer, recipe)
-    for step, plain in ((0, True), (1, True), (40, False), (41, True)):
+    assert rows_of(42, writer, recipe) == rows_of(42, writer, recipe) != rows_of(45, writer, recipe)
+    for step, count, chats in ((0, 9, 0), (10, 9, 0), (42, 6, 6), (43, 6, 0), (44, 9, 4)):
         *scenes, facts, told_facts, _, _ = rows_of(step, writer, recipe)
-        assert len(scenes) == 2
-        assert all((CHAT.user[0] not in told_in(writer, row)) == plain for row in scenes)
+        assert len(scenes) == count
+        assert sum(CHAT.user[0] in told_in(writer, row) for row in scenes) == chats
         assert dict(turns_of(writer, facts)).keys() <= {fact.question for fact in world_facts()}
         assert told_facts.prefix == [BOS_ID]
 

@@ -53,7 +53,7 @@ def high_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_seed_gives_the_same_files(small_world: Path, tmp_path: Path):
     make_world(tmp_path / "again", seed=3, **SMALL)
     names = files_in(small_world)
-    assert len(names) == 200 + 16 and names == files_in(tmp_path / "again")
+    assert len(names) == 200 + 19 and names == files_in(tmp_path / "again")
     _, different, missing = filecmp.cmpfiles(small_world, tmp_path / "again", names, shallow=False)
     assert not different and not missing
 
@@ -69,7 +69,7 @@ def test_a_larger_world_begins_with_the_smaller_one(small_world: Path, tmp_path:
     for name in [name for name in files_in(tmp_path / "few") if name.startswith("images/")]:
         assert filecmp.cmp(tmp_path / "few" / name, small_world / name, shallow=False), name
     lists = [name for name in files_in(small_world) if ".json" in name and name != "world.json"]
-    assert len(lists) == 14
+    assert len(lists) == 17
     for name in lists:
         few, many = rows(tmp_path / "few" / name), rows(small_world / name)
         ids = {row["id"] for row in few}
@@ -195,9 +195,10 @@ def test_no_novel_pair_is_shown_or_named_outside_novel(small_world: Path):
     for split in ("train", "validation", "test"):
         assert not {t.pair for s in scenes(small_world, split).values() for t in s.things} & set(NOVEL_PAIRS)
     for path in small_world.glob("*.json*"):
-        if path.name not in ("novel.questions.jsonl", "world.json"):
+        if path.name != "world.json" and not path.name.startswith("novel."):
             assert not pairs_named(path.read_text()) & set(NOVEL_PAIRS)
-    assert pairs_named((small_world / "novel.questions.jsonl").read_text()) <= set(NOVEL_PAIRS)
+    for name in ("novel.questions.jsonl", "novel.captions.json"):
+        assert pairs_named((small_world / name).read_text()) <= set(NOVEL_PAIRS)
 
 
 def test_no_scene_is_in_two_splits(small_world: Path):
@@ -268,4 +269,4 @@ def test_same_seed_same_text_on_every_machine(tmp_path: Path):
     make_world(tmp_path / "w", seed=5, train=4, validation=4, test=2, novel=2)
     files = sorted(path for path in (tmp_path / "w").rglob("*") if path.is_file() and path.suffix != ".png")
     text = b"".join(path.name.encode() + path.read_bytes() for path in files)
-    assert hashlib.sha256(text).hexdigest() == "2b9a8188d00ff7bd31fd312304dc80b0383156436f1cea6ea9f5c58eb78a9621"
+    assert hashlib.sha256(text).hexdigest() == "59d8ff8c7791a23d2f006c034a608396abfecc34683c2f200df7ca0068697b0b"

@@ -12,6 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..config import Stage
 from ..data.dataset import Dropped, Fetched, Mixture, training_batches, validation_batches
@@ -290,6 +291,7 @@ def _alive(loader: Iterable[Fetched | SightlineError]) -> Iterator[Fetched | Sig
     """
     handler = signal.getsignal(signal.SIGCHLD)
     ours = threading.current_thread() is threading.main_thread() and handler is not None
+    fetched: Iterator[Fetched | SightlineError] | None = None
     try:
         fetched = iter(loader)
         if ours:
@@ -305,4 +307,7 @@ def _alive(loader: Iterable[Fetched | SightlineError]) -> Iterator[Fetched | Sig
         ) from None
     finally:
         if ours:
+            # torch's handler raises for as long as a worker that died is on its list, whichever child ends next
+            if isinstance(fetched, _MultiProcessingDataLoaderIter):
+                fetched._shutdown_workers()
             signal.signal(signal.SIGCHLD, handler)
