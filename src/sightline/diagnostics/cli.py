@@ -79,7 +79,8 @@ def diagnose(
             material = read_world(data, split=split, most=most)
         else:
             material = read_captions(data, images or data.parent, most=most)
-        parts = [part for part in PARTS if only is None or part in only]
+        wanted = [part.value for part in only or list(Part)]
+        parts = [PARTS[place] for place, name in enumerate(PARTS) if name in wanted]
         diagnosis = measure(subject, material, name=model, parts=parts, untouched=untouched)
     for table in tables(diagnosis, references()):
         Console().print(table)
