@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,7 +80,7 @@ def diagnose(
         else:
             material = read_captions(data, images or data.parent, most=most)
         wanted = [part.value for part in only or list(Part)]
-        parts = [PARTS[place] for place, name in enumerate(PARTS) if name in wanted]
+        parts: Any = [name for name in PARTS if name in wanted]
         diagnosis = measure(subject, material, name=model, parts=parts, untouched=untouched)
     for table in tables(diagnosis, references()):
         Console().print(table)
