@@ -45,7 +45,7 @@ class ClipRecipe:
     )
     """Share of the steps that see each kind of batch, before `early_until`."""
     late: dict[Kind, float] = field(
-        default_factory=lambda: {"cell": 0.12, "fine cell": 0.08, "grey cell": 0.05, "picture": 0.5, "quarter": 0.25}
+        default_factory=lambda: {"cell": 0.09, "fine cell": 0.08, "grey cell": 0.08, "picture": 0.55, "quarter": 0.2}
     )
     early_until: float = 0.4
     """Fraction of the steps."""
@@ -55,7 +55,7 @@ class ClipRecipe:
     """Pictures, or quarters, in a batch."""
     shorten: float = 0.5
     """Share of the captions of pictures that name only some things."""
-    wrong: int = 2
+    wrong: int = 3
     """Captions beside each picture's own that have one attribute wrong."""
     word_term: bool = True
     """Whether content words by themselves are compared with patches."""

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from .cards import Build, finish
 from .language import BOTH_ORDERS, ONE_ORDER
 from .lm_data import Row, Writer, draw_scene
+from .scene import Scene
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
 from .training import Descent, Progress, descend, one_thread
 
@@ -28,7 +29,7 @@ CONTEXT = 2048
 class LmRecipe:
     """How a language model is built."""
 
-    steps: int = 3900
+    steps: int = 4000
     seed: int = 0
     width: int = 128
     feed_forward: int = 384
@@ -80,12 +81,19 @@ def rows_of(step: int, writer: Writer, recipe: LmRecipe) -> list[Row]:
         orders = ONE_ORDER if done < recipe.one_order_until else BOTH_ORDERS
         rows = [writer.pairs(scene, rng, orders=orders) for _, scene in scenes]
     elif short:
-        rows = [writer.short_chat(s, i, rng) if k % 2 else writer.pairs(s, rng) for k, (i, s) in enumerate(scenes)]
+        rows = [_short(k, writer, scene, index, rng) for k, (index, scene) in enumerate(scenes)]
     elif step % 3:
         rows = [writer.plain(scene, rng) for _, scene in scenes]
     else:
         rows = [writer.chat(scene, index, rng) for index, scene in scenes]
     return [*rows, writer.facts(rng), writer.told_facts(rng), writer.copied(rng), writer.copied(rng)]
+
+
+def _short(number: int, writer: Writer, scene: Scene, index: int, rng: np.random.Generator) -> Row:
+    """Drills every second time; lists told again and lists asked about share the rest."""
+    if number % 2:
+        return writer.drill(scene, rng)
+    return writer.short_chat(scene, index, rng) if number % 4 else writer.pairs(scene, rng)
 
 
 def lm_loss(model: LlamaForCausalLM, writer: Writer, rows: list[Row]) -> torch.Tensor:

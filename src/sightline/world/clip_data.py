@@ -29,7 +29,7 @@ NEVER = 24
 """Distractors that stand beside them in a step, always absent."""
 SCENES = 1 << 24
 """Scenes that pictures are drawn of."""
-OFTEN: dict[Attribute, int] = {"letter": 5, "size": 4, "shape": 2}
+OFTEN: dict[Attribute, int] = {"letter": 8, "size": 4, "shape": 2}
 """How many times as often as a colour or the background these are made wrong."""
 SEEN_SHARE = 0.6
 """Least share of an item that a quarter shows for it to be told."""

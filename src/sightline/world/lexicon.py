@@ -31,11 +31,11 @@ DISTRACTORS = _words(
     "bottle bowl box bracelet bridge broom brush bucket bus button cabinet candle car carpet castle chain chair "
     "clock coat coin comb compass computer cup curtain dentist desk dish doctor doll door dress drawer elevator "
     "engine envelope fan farmer feather fence flag floor fork fountain frame glass glove hammer hat helmet hook "
-    "hotel house jacket jar kettle key kitchen kite knife ladder lamp library lock luggage magnet mailbox map "
+    "hotel house jacket jar kettle key kitchen kite knife ladder lamp lantern library lock magnet mailbox map "
     "market mask mattress medal microphone mirror motor museum nail napkin necklace needle newspaper nurse office "
-    "oven paddle pan paper parachute parking path pen pencil phone pillow pipe pirate pocket pot printer puppet "
-    "purse radio razor restaurant ribbon road robot rocket roof rope rug ruler sail saw scarf school scissors "
-    "screw shelf ship shoe shovel sink skirt sled soap sofa spoon stairs stove street suitcase table"
+    "oven paddle pan paper parachute parcel path pen pencil phone pillow pipe pirate pocket pot printer puppet "
+    "purse radio razor restaurant ribbon road robot rocket roof rope rug ruler sail saw scarf school scooter "
+    "screw shelf ship shoe shovel sink skirt sled soap sofa spoon statue stove street suitcase table"
 )
 """Things that are in no picture of the world: for false captions, and as false words in a list of labels."""
 

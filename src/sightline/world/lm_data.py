@@ -8,7 +8,8 @@ their positions from further on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -28,10 +29,12 @@ from .language import (
     Ability,
     caption,
     list_names,
+    name_item,
     name_pair,
     questions,
+    relations,
 )
-from .lexicon import unrelated, world_facts
+from .lexicon import DISTRACTORS, unrelated, world_facts
 from .scene import MOST_THINGS, Scene, choose, sample_scene
 from .tokenizer import BOS_ID, EOS_ID
 
@@ -43,6 +46,8 @@ FAR, FARTHEST = 0.3, 1200
 """Share of the chats whose branches stand further on, and by how many positions at most."""
 LISTED: tuple[Ability, ...] = ("colour", "shape", "count", *EXISTENCE)
 """What can be asked of things that are only listed."""
+WHERE = "where is the {colour} {shape}?"
+"""Asked in drills alone: a step on the way to how two things stand to each other."""
 ASKED, FACTS = 9, 8
 """At most so many questions in a chat about a scene, and so many facts in a row of them."""
 
@@ -100,7 +105,14 @@ class Writer:
         return self.known[text]
 
     def pairs(self, scene: Scene, rng: np.random.Generator, *, orders: Sequence[int] = BOTH_ORDERS) -> Row:
-        """The things by colour and shape alone, listed, and listed again twice."""
+        """The things by colour and shape alone, listed, and listed again twice.
+
+        In half of the rows distractors stand in for the shapes, in any colour: what is told counts, not what is usual.
+        """
+        if rng.integers(2):
+            names = rng.choice(len(DISTRACTORS), size=len(scene.things), replace=False)
+            things = zip(scene.things, names, strict=True)
+            scene = replace(scene, things=tuple(replace(thing, shape=DISTRACTORS[i]) for thing, i in things))
         prefix = [BOS_ID, *self.encode(_listed(scene, rng, orders))]
         return Row(prefix, [self._told(_listed(scene, rng, orders) + "\n") for _ in range(2)])
 
@@ -115,6 +127,31 @@ class Writer:
         }
         drawn = [list(asked.items())[i] for i in rng.permutation(len(asked))[:ASKED]]
         return Row(prefix, [self._answered(question, answer) for question, answer in drawn], _gap(rng))
+
+    def drill(self, scene: Scene, rng: np.random.Generator) -> Row:
+        """A chat about what is hard in a whole description, told in a short list and asked of all that have it: sizes,
+        letters, or where things stand."""
+        order, plates, things = choose(rng, BOTH_ORDERS), scene.items[len(scene.things) :], scene.things
+        kind = choose(rng, ("size", *["letter"] * bool(plates), *["place"] * 2 * (len(things) > 1)))
+        names = [name_item(scene, item, "high", order) for item in (scene.items if kind == "letter" else things)]
+        if kind == "size":
+            words = [({"colour": t.colour, "shape": t.shape}, t.size) for t in things]
+            asked = {choose(rng, TEMPLATES["size"]).format(**about): size for about, size in words}
+        elif kind == "letter":
+            letters = {"reading": scene.sign, "fine": scene.card}
+            asked = {choose(rng, TEMPLATES[about]): plate.letter for about, plate in letters.items() if plate}
+        else:
+            names = [
+                TEMPLATES["place"][0].format(item=name_pair(t.pair, TEMPLATES["pair"][order]), place=PLACES[t.cell])
+                for t in things
+            ]
+            asked = {WHERE.format(colour=t.colour, shape=t.shape): PLACES[t.cell] for t in things[:2]}
+            for one, other in permutations(things, 2):
+                about = {"colour": one.colour, "shape": one.shape, "other": f"{other.colour} {other.shape}"}
+                asked |= {TEMPLATES[how][0].format(**about): answer for how, answer in relations(one, other)}
+        told = list_names([names[i] for i in rng.permutation(len(names))])
+        drawn = [list(asked.items())[i] for i in rng.permutation(len(asked))[:ASKED]]
+        return Row(self._begin(f"{told}.\n"), [self._answered(*turn) for turn in drawn], _gap(rng))
 
     def plain(self, scene: Scene, rng: np.random.Generator, *, orders: Sequence[int] = BOTH_ORDERS) -> Row:
         """A description, and the scene told again twice."""
