@@ -46,6 +46,8 @@ FAR, FARTHEST = 0.3, 1200
 """Share of the chats whose branches stand further on, and by how many positions at most."""
 LISTED: tuple[Ability, ...] = ("colour", "shape", "count", *EXISTENCE)
 """What can be asked of things that are only listed."""
+JOINTS = (("\n", ""), ("\n", ""), ("", " "))
+"""What ends a description and what a question begins with: a line each, or one after the other."""
 WHERE = "where is the {colour} {shape}?"
 """Asked in drills alone: a step on the way to how two things stand to each other."""
 ASKED, FACTS = 9, 8
@@ -118,7 +120,8 @@ class Writer:
 
     def short_chat(self, scene: Scene, index: int, rng: np.random.Generator) -> Row:
         """A chat about things that are listed by colour and shape alone."""
-        prefix = self._begin(_listed(scene, rng, BOTH_ORDERS) + choose(rng, ("\n", "\n", " ")))
+        end, start = choose(rng, JOINTS)
+        prefix = self._begin(_listed(scene, rng, BOTH_ORDERS) + end, rng)
         asked = {
             q.text: q.answer
             for k in range(3)
@@ -126,7 +129,7 @@ class Writer:
             if q.ability in LISTED
         }
         drawn = [list(asked.items())[i] for i in rng.permutation(len(asked))[:ASKED]]
-        return Row(prefix, [self._answered(question, answer) for question, answer in drawn], _gap(rng))
+        return Row(prefix, [self._answered(start + question, answer) for question, answer in drawn], _gap(rng))
 
     def drill(self, scene: Scene, rng: np.random.Generator) -> Row:
         """A chat about what is hard in a whole description, told in a short list and asked of all that have it: sizes,
@@ -151,7 +154,7 @@ class Writer:
                 asked |= {TEMPLATES[how][0].format(**about): answer for how, answer in relations(one, other)}
         told = list_names([names[i] for i in rng.permutation(len(names))])
         drawn = [list(asked.items())[i] for i in rng.permutation(len(asked))[:ASKED]]
-        return Row(self._begin(f"{told}.\n"), [self._answered(*turn) for turn in drawn], _gap(rng))
+        return Row(self._begin(f"{told}.\n", rng), [self._answered(*turn) for turn in drawn], _gap(rng))
 
     def plain(self, scene: Scene, rng: np.random.Generator, *, orders: Sequence[int] = BOTH_ORDERS) -> Row:
         """A description, and the scene told again twice."""
@@ -167,7 +170,8 @@ class Writer:
         """A chat about a described scene: questions, and a request to tell it again."""
         view, places = _view(rng), bool(rng.random() < 0.75)
         told = [caption(scene, rng, view=view, places=places) for _ in range(1 + int(rng.random() < 0.2))]
-        prefix = self._begin(" ".join(told) + choose(rng, ("\n", "\n", " ")))
+        end, start = choose(rng, JOINTS)
+        prefix = self._begin(" ".join(told) + end, rng)
         asked = {
             q.text: q.answer
             for k in range(3)
@@ -175,16 +179,19 @@ class Writer:
             if places or q.ability != "relation"
         }
         drawn = [list(asked.items())[i] for i in rng.permutation(len(asked))[:ASKED]]
-        branches = [self._answered(question, answer) for question, answer in drawn]
+        branches = [self._answered(start + question, answer) for question, answer in drawn]
         if rng.integers(2):
-            branches.append(self._retold(caption(scene, rng, view=view, places=places and bool(rng.integers(2))), rng))
+            again = caption(scene, rng, view=view, places=places and bool(rng.integers(2)))
+            branches.append(self._retold(again, rng, start))
         return Row(prefix, branches, _gap(rng))
 
     def facts(self, rng: np.random.Generator) -> Row:
         """A chat about no scene: questions that only the facts answer."""
         known = world_facts()
         drawn = [known[i] for i in rng.choice(len(known), size=FACTS, replace=False)]
-        return Row(self._begin(""), [self._answered(fact.question, fact.answer) for fact in drawn])
+        return Row(
+            [BOS_ID, *self.encode(self.lead.rstrip())], [self._answered(f" {f.question}", f.answer) for f in drawn]
+        )
 
     def told_facts(self, rng: np.random.Generator) -> Row:
         """Facts, stated."""
@@ -200,10 +207,13 @@ class Writer:
         text = unrelated(rng)
         if rng.integers(2):
             return Row([BOS_ID, *self.encode(text)], [self._exact(f"{text}\n")])
-        return Row(self._begin(f"{text}\n"), [self._retold(text, rng)])
+        return Row(self._begin(f"{text}\n", rng), [self._retold(text, rng)])
 
-    def _begin(self, text: str) -> list[int]:
-        return [BOS_ID, *self.encode(self.lead), *(self.encode(text) if text else [])]
+    def _begin(self, text: str, rng: np.random.Generator) -> list[int]:
+        """A chat up to where its question begins: `text` as the text that it is, or apart, as an image stands there."""
+        if rng.integers(2):
+            return [BOS_ID, *self.encode(self.lead.rstrip()), *self.encode(f" {text}")]
+        return [BOS_ID, *self.encode(self.lead), *self.encode(text)]
 
     def _told(self, text: str) -> Branch:
         ids = self.encode(text)
@@ -217,8 +227,8 @@ class Writer:
         ask, say = self.encode(question + self.reply), self.encode(f" {answer}")
         return Branch([*ask, *say, EOS_ID], [*[OTHER] * len(ask), *[ANSWER] * len(say), WORD])
 
-    def _retold(self, text: str, rng: np.random.Generator) -> Branch:
-        ask, say = self.encode(choose(rng, CAPTION_REQUESTS) + self.reply), self._told(f" {text}")
+    def _retold(self, text: str, rng: np.random.Generator, start: str = "") -> Branch:
+        ask, say = self.encode(start + choose(rng, CAPTION_REQUESTS) + self.reply), self._told(f" {text}")
         return Branch([*ask, *say.ids, EOS_ID], [*[OTHER] * len(ask), *say.weights, WORD])
 
     def collate(self, rows: Sequence[Row]) -> TextBatch:

@@ -40,8 +40,8 @@ def measure_lm(
     asked: list[Asked] = []
     for i in range(scenes):
         scene = sample_scene(seed, split, i)
-        told = writer.encode(caption(scene, stream(seed, split, i, "caption"), view="high", places=True))
-        lead = [BOS_ID, *writer.encode(writer.lead), *told, *writer.encode("\n")]
+        told = caption(scene, stream(seed, split, i, "caption"), view="high", places=True)
+        lead = [BOS_ID, *writer.encode(f"{writer.lead}{told}\n")]
         for q in questions(scene, split, i, stream(seed, split, i, "questions"), view="high"):
             keys = [q.ability]
             if q.ability in BINDING:
@@ -50,7 +50,7 @@ def measure_lm(
             asked.append((ids, len(lead), writer.encode(f" {q.answer}")[0], keys))
     facts: list[Asked] = [
         (
-            [BOS_ID, *writer.encode(writer.lead), *writer.encode(fact.question + writer.reply)],
+            [BOS_ID, *writer.encode(writer.lead + fact.question + writer.reply)],
             0,
             writer.encode(f" {fact.answer}")[0],
             ["fact"],
