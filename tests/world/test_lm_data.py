@@ -9,10 +9,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sightline.data.templates import get_template
 from sightline.world.build_lm import LmRecipe, lm_config, rows_of
-from sightline.world.language import CAPTION_REQUESTS, ONE_ORDER
-from sightline.world.lexicon import world_facts
+from sightline.world.language import CAPTION_REQUESTS, ONE_ORDER, PLACES
+from sightline.world.lexicon import DISTRACTORS, world_facts
 from sightline.world.lm_data import ANSWER, ASKED, FACTS, FARTHEST, OTHER, TOLD_WORD, WORD, Row, Writer, draw_scene
-from sightline.world.scene import NOVEL_PAIRS, Scene, sample_scene, split_of
+from sightline.world.scene import NOVEL_PAIRS, SHAPES, Scene, sample_scene, split_of
 from sightline.world.tokenizer import BOS_ID, EOS_ID
 
 from .checker import answer, pairs_named, places_in, statements_in
@@ -47,7 +47,8 @@ def turns_of(writer: Writer, row: Row) -> list[tuple[str, str]]:
         assert branch.ids[-1] == EOS_ID
         asked, reply, said = writer.tokenizer.decode(branch.ids[:-1]).partition(writer.reply)
         assert reply and said.startswith(" ")
-        turns.append((asked, said[1:]))
+        assert asked.startswith(" ") == (writer.tokenizer.decode(row.prefix)[-1] not in "\n ")
+        turns.append((asked.removeprefix(" "), said[1:]))
     return turns
 
 
@@ -88,7 +89,53 @@ def test_a_chat_is_written_as_the_template_of_training_writes_it(writer: Writer)
     told = told_in(writer, row).removeprefix(f"{CHAT.system} {CHAT.user[0]}")
     whole = writer.tokenizer.decode([*row.prefix[1:], *row.branches[0].ids[:-1]])
     assert whole == f"{CHAT.system} {CHAT.user[0]}{told}{asked}{CHAT.user[1]}{CHAT.assistant[0]} {said}"
-    assert statements_in(told) and told[-1] in "\n "
+    assert statements_in(told) and told[-1] == "\n"
+
+
+def test_chats_are_tokenised_as_they_are_in_use(writer: Writer):
+    """As one text, or in half of the chats with the description apart, as an image stands; facts as one text."""
+    apart = []
+    for seed in SEEDS:
+        scene, rng = scene_of(seed), np.random.default_rng(seed)
+        facts = writer.facts(rng)
+        for row in (chat(writer, seed), writer.short_chat(scene, seed, rng), writer.drill(scene, rng), facts):
+            whole = [[*row.prefix, *branch.ids[:-1]] for branch in row.branches]
+            texts = [writer.tokenizer.decode(ids).removeprefix("<s>") for ids in whole]
+            found = {writer.tokenizer.encode(text) == ids for text, ids in zip(texts, whole, strict=True)}
+            assert len(found) == 1 and (row is not facts or found == {True})
+            if found == {False}:
+                assert row.prefix[: len(lead := writer.encode(writer.lead)) + 1] == [BOS_ID, *lead]
+            apart.append(found == {False})
+    assert 0.2 < sum(apart) / len(apart) < 0.6
+
+
+def test_drills_ask_one_thing_of_all_that_have_it_and_answers_follow(writer: Writer):
+    kinds = set()
+    for seed in range(100):
+        scene = scene_of(seed)
+        row = writer.drill(scene, np.random.default_rng(seed))
+        turns = turns_of(writer, row)
+        assert len({asked for asked, _ in turns}) == len(turns) <= ASKED
+        for asked, said in turns:
+            if found := re.fullmatch(r"where is the (\w+) (\w+)\?", asked):
+                (thing,) = (t for t in scene.things if t.pair == found.groups())
+                assert said == PLACES[thing.cell] and f"at the {said}" in told_in(writer, row)
+            else:
+                assert said == answer(asked, scene)
+        kinds.add(re.sub(r"(the|is|a) .*", "", turns[0][0]))
+    assert kinds >= {"what size ", "what letter ", "where "}
+
+
+def test_distractors_stand_in_for_shapes_in_half_of_the_lists(writer: Writer):
+    stand_ins = 0
+    for seed in range(100):
+        row = writer.pairs(scene_of(seed), np.random.default_rng(seed))
+        words = set(re.findall(r"[a-z]+", told_in(writer, row)))
+        assert bool(words & set(DISTRACTORS)) != bool(words & set(SHAPES))
+        stand_ins += bool(words & set(DISTRACTORS))
+        again = [set(re.findall(r"[a-z]+", writer.tokenizer.decode(branch.ids))) for branch in row.branches]
+        assert all(words ^ more <= {"a", "an", "in", "and"} for more in again)
+    assert 30 < stand_ins < 70
 
 
 def test_answers_in_a_chat_follow_from_what_it_tells(writer: Writer):
@@ -142,7 +189,7 @@ def test_facts_are_asked_and_told(writer: Writer):
     for seed in SEEDS:
         row = writer.facts(np.random.default_rng(seed))
         turns = turns_of(writer, row)
-        assert told_in(writer, row) == f"{CHAT.system} {CHAT.user[0]}"
+        assert told_in(writer, row) == f"{CHAT.system} {CHAT.user[0]}".rstrip()
         assert len(dict(turns)) == FACTS and dict(turns).items() <= known.items()
         row = writer.told_facts(np.random.default_rng(seed))
         texts = {writer.tokenizer.decode(branch.ids) for branch in row.branches}
@@ -216,7 +263,7 @@ def test_the_rows_of_a_step_are_a_function_of_its_number(writer: Writer):
     """Lists at first; then chats, whole descriptions and short rows of both by turns; facts and copies in each."""
     recipe = LmRecipe(batch=6, steps=100)
     assert rows_of(42, writer, recipe) == rows_of(42, writer, recipe) != rows_of(45, writer, recipe)
-    for step, count, chats in ((0, 9, 0), (10, 9, 0), (42, 6, 6), (43, 6, 0), (44, 9, 4)):
+    for step, count, chats in ((0, 9, 0), (10, 9, 0), (42, 6, 6), (43, 6, 0), (44, 9, 6)):
         *scenes, facts, told_facts, _, _ = rows_of(step, writer, recipe)
         assert len(scenes) == count
         assert sum(CHAT.user[0] in told_in(writer, row) for row in scenes) == chats
@@ -227,6 +274,7 @@ def test_the_rows_of_a_step_are_a_function_of_its_number(writer: Writer):
 @given(st.integers(0, 2**30))
 def test_no_row_names_a_novel_pair(tokenizer: PreTrainedTokenizerFast, index: int):
     writer, rng, scene = Writer(tokenizer), np.random.default_rng(index), sample_scene(0, "train", index)
-    for row in (writer.plain(scene, rng), writer.chat(scene, index, rng), writer.facts(rng), writer.copied(rng)):
+    rows = (writer.plain(scene, rng), writer.chat(scene, index, rng), writer.facts(rng), writer.copied(rng))
+    for row in (*rows, writer.drill(scene, rng), writer.pairs(scene, rng)):
         for ids in (row.prefix, *(branch.ids for branch in row.branches)):
             assert not pairs_named(tokenizer.decode(ids)) & set(NOVEL_PAIRS)
