@@ -163,7 +163,7 @@ class Stage(Record):
     weights: dict[str, float] = {}
     """Weights of losses by name. A kind of token named here gets a mean of its own; the others share one."""
     validate_every: Positive | None = None
-    """Steps between validations; by default ten in a stage."""
+    """Steps between validations, the first before any step; by default ten in a stage."""
     save_every: Positive | None = None
     """Steps between checkpoints to resume from; by default ten in a stage. Its end always is one."""
     workers: Annotated[int, Field(ge=0)] = 0

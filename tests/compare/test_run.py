@@ -88,6 +88,8 @@ def test_a_comparison_from_plan_to_words(folder: Path):
     assert "| baseline | 91.7% | 73.7% to 100.0% |" in text, "no accuracy is above 100%"
     assert "Not a claim" in text and "claim waits" not in text
     assert "| blind | 8 s |" in text
+    assert "| pretrain | 0 | 1.000, 50.0% |  | 1.000, 50.0% |" in text, "an arm without the stage has no point there"
+    assert "| tune | 2 | 3.000, 50.0% | 3.000, 50.0% | 3.000, 50.0% |" in text, "the mean over seeds"
 
 
 def test_a_killed_comparison_goes_on(folder: Path):

@@ -85,7 +85,9 @@ def test_a_run_leaves_what_it_should(tiny: dict[str, Path], pictures: Path, tmp_
     ], "12 rows by 4, twice; 14 rows by 2 x 2"
     assert [row["samples"] for row in steps[-4:]] == [4, 4, 4, 2], "the last step of an epoch has what is left"
     assert {"loss", "loss/answer", "lr/connector", "grad_norm", "samples_per_s", "tokens_per_s"} <= set(steps[0])
-    assert [row["step"] for row in metrics if row.get("split") == "validation"] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in metrics if row.get("split") == "validation"] == [0, 1, 2, 3, 4, 5, 6]
+    begins, ends = ([row["loss"] for row in metrics if row.get("split") == "validation"][place] for place in (0, -1))
+    assert begins > ends
     assert steps[5]["loss"] < steps[0]["loss"]
 
     facts = json.loads((folder / "run.json").read_text())
@@ -256,18 +258,22 @@ def test_validation_sets_with_a_name_are_measured_by_themselves(tiny: dict[str, 
         "alone": [captions],
         "both": [captions, {"path": str(tmp_path / "text.json"), "name": "text"}],
     }
-    found = {}
+    found, first = {}, {}
     for name, validation in held_out.items():
         changed = recipe(tiny, pictures, tmp_path / name).model_dump()
         stage = changed["stages"][0] | {"validation": validation, "steps": 2, "validate_every": 2}
         train(check(changed | {"stages": [stage]}))
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         found[name] = {row.get("set"): row for row in rows if row.get("split") == "validation"}
+        first[name] = {row.get("set"): row for row in reversed(rows) if row.get("split") == "validation"}
     assert set(found["alone"]) == {None} and set(found["both"]) == {None, "text"}
     assert found["both"][None]["loss"] == found["alone"][None]["loss"] != found["both"]["text"]["loss"]
     assert all(row["accuracy"] in (0.0, 0.5, 1.0) for row in (found["both"]["text"],))
     shown = {curve.quantity: curve for curve in read_run(tmp_path / "both").curves}
-    assert shown["loss of text"].validation == ((2, found["both"]["text"]["loss"]),) and not shown["loss of text"].train
+    assert shown["loss of text"].validation == tuple(
+        (step, row["both"]["text"]["loss"]) for step, row in ((0, first), (2, found))
+    )
+    assert not shown["loss of text"].train
 
 
 def test_validation_is_a_mean_over_all_rows_and_moves_nothing(tiny: dict[str, Path], pictures: Path) -> None:
@@ -320,7 +326,8 @@ def test_methods_train_through_a_recipe(tiny: dict[str, Path], pictures: Path, t
     samples = [s for name in ("captions", "chats") for s in read_llava_json(pictures / f"{name}.json")]
     columns = {"toy/level": {s.id: torch.tensor(len(s.id) % 4) for s in samples}}
     folder = train(made.model_copy(update={"stages": stages}), columns=columns, quiet=True)
-    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    row = next(line for line in lines if "split" not in line)
     assert {"loss/answer", "loss/toy/answer", "loss/toy/norm", "loss/toy/spread", "lr/toy"} <= set(row)
     assert isinstance(load_model(folder / "model").model.model.methods["toy"], Toy)
 

@@ -9,7 +9,7 @@ from ..plan.report import flops
 from .folder import Comparison, Job, Row
 from .plan import Plan
 from .progress import duration
-from .results import Cost, OutcomeResult, Results, results_of
+from .results import Cost, Curve, OutcomeResult, Results, results_of
 from .statistics import ALPHA, POWER, Interval, level_of
 
 SHOWN = 10
@@ -43,6 +43,8 @@ def markdown(comparison: Comparison, rows: Mapping[Job, Row], results: Results, 
     for result in results.secondary:
         parts += [f"## Secondary: {result.outcome.label}", "Not a claim: intervals are 95% each, for one alone."]
         parts += [_pairs(plan, result), _arms(result)]
+    for curve in results.curves:
+        parts += [f"## While training: {curve.name}", _curve(curve)]
     if plan.tuning is not None:
         parts += ["## Tuning", _tuning(comparison)]
     return "\n\n".join([*parts, "## What it rests on", _rests_on(comparison, rows)]) + "\n"
@@ -118,6 +120,15 @@ def _spent(values: Mapping[str, float | None]) -> list[str]:
     times = [_or_unknown(values[key], duration) for key in ("training_seconds", "evaluation_seconds")]
     numbers = [_or_unknown(values[key], lambda n: f"{n:,.0f}") for key in ("tokens", "samples", "steps")]
     return [*times, _or_unknown(values["flops"], lambda n: flops(int(n))), *numbers]
+
+
+def _curve(curve: Curve) -> str:
+    rows = []
+    for (stage, step), arms in curve.points.items():
+        cells = ["{:.3f}, {:.1%}".format(*arms[name]) if name in arms else "" for name in curve.arms]
+        rows.append([stage, str(step), *cells])
+    text = "Loss and share of rows right, means over seeds. At step 0 stands what the stage began with."
+    return f"{text}\n\n{_table(['stage', 'step', *curve.arms], rows)}"
 
 
 def _tuning(comparison: Comparison) -> str:

@@ -1,5 +1,6 @@
 """What the rows of a comparison say: a pure function of the plan and the rows, wherever they were made."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,16 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A validation set that has a name, while the runs of the claim trained: means over seeds."""
+
+    name: str
+    arms: tuple[str, ...]
+    points: Mapping[tuple[str, int], Mapping[str, tuple[float, float]]]
+    """By stage and step, then by arm: loss and accuracy."""
+
+
+@dataclass(frozen=True)
 class OutcomeResult:
     """All arms and pairs on one outcome."""
 
@@ -65,6 +76,7 @@ class Results:
     primary: OutcomeResult
     secondary: tuple[OutcomeResult, ...]
     costs: tuple[Cost, ...]
+    curves: tuple[Curve, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -80,6 +92,7 @@ def results_of(plan: Plan, rows: Mapping[Job, Row]) -> Results:
         _outcome(plan, rows, plan.primary, level, waits=bool(missing)),
         tuple(_outcome(plan, rows, outcome, level_of(1), waits=False) for outcome in plan.secondary),
         tuple(_cost(arm.name, rows) for arm in plan.arms),
+        _curves(plan, rows),
     )
 
 
@@ -114,6 +127,30 @@ def _arm(name: str, scores: Mapping[int, Row], outcome: Outcome) -> ArmResult:
 
 def _value(scores: Row, outcome: Outcome) -> float:
     return score_of(scores, outcome.ability)["value"]
+
+
+def _curves(plan: Plan, rows: Mapping[Job, Row]) -> tuple[Curve, ...]:
+    """A point is shown where every run of an arm has it: arms may validate at different steps."""
+    claims = {job: row.get("curves", {}) for job, row in rows.items() if job.kind == "claim"}
+    found = []
+    for name in dict.fromkeys(name for curves in claims.values() for name in curves):
+        seen: dict[tuple[str, int], dict[str, list[tuple[float, float]]]] = {}
+        for job, curves in claims.items():
+            for point in curves.get(name, []):
+                if "loss" in point and "accuracy" in point:
+                    arms = seen.setdefault((point["stage"], point["step"]), {})
+                    arms.setdefault(job.arm, []).append((point["loss"], point["accuracy"]))
+        runs = Counter(job.arm for job in claims)
+        points = {
+            place: {arm: _means(values) for arm, values in arms.items() if len(values) == runs[arm]}
+            for place, arms in seen.items()
+        }
+        found.append(Curve(name, tuple(arm.name for arm in plan.arms if runs[arm.name]), points))
+    return tuple(found)
+
+
+def _means(values: list[tuple[float, float]]) -> tuple[float, float]:
+    return fmean(loss for loss, _ in values), fmean(accuracy for _, accuracy in values)
 
 
 def _cost(arm: str, rows: Mapping[Job, Row]) -> Cost:

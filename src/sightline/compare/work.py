@@ -179,6 +179,7 @@ def finish(
         "seed": job.seed,
         "setting": job.setting if job.setting is not None else comparison.chosen(job.arm),
         "scores": {name: _brief(score) for name, score in scores.items()},
+        "curves": curves(run),
         "compute": {**spent(recipe, run), "evaluation_seconds": round(seconds, 1)},
         "recipe": fixed(recipe),
         "plan": comparison.hash,
@@ -189,14 +190,23 @@ def finish(
     }
 
 
+def curves(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """What was measured of each named validation set while the run trained: stage, step, loss and accuracy."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in _metrics(run):
+        if "set" in row:
+            point = {key: round(row[key], 4) for key in ("loss", "accuracy") if row[key] is not None}
+            found.setdefault(row["set"], []).append({"stage": row["stage"], "step": row["step"], **point})
+    return found
+
+
 def spent(recipe: Recipe, run: Path) -> dict[str, Any]:
     """What a training took, from its `metrics.jsonl`: seconds in its steps, samples, tokens, FLOPs.
 
     Steps that were lost to a kill and done again count once. FLOPs are the dry run's arithmetic (`plan.flops`) with the
     tokens of the mean row as it was and the samples as they were; None where a recipe cannot be planned.
     """
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [row for line in lines if "split" not in (row := json.loads(line))]
+    steps = [row for row in _metrics(run) if "split" not in row]
     total: dict[str, Any] = {"training_seconds": 0.0, "steps": len(steps), "samples": 0, "tokens": 0, "flops": 0}
     by_stage: dict[str, tuple[int, int]] = {}
     for row in steps:
@@ -212,6 +222,10 @@ def spent(recipe: Recipe, run: Path) -> dict[str, Any]:
     except SightlineError:
         total["flops"] = None
     return total
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _flops(recipe: Recipe, by_stage: dict[str, tuple[int, int]]) -> int:

@@ -83,6 +83,8 @@ def num_steps(stage: Stage, order: Order) -> int:
 def train_stage(run: StageRun) -> Iterator[int]:
     """Train a stage from `run.step` to its end. Yields after each step, before the validation that may be due then.
 
+    The first validation is before the first step: what the stage began with stands beside what it does.
+
     What a step does follows from the weights, the optimizer's state and its number, so a run that is given those goes
     on as if it had never stopped.
 
@@ -94,14 +96,14 @@ def train_stage(run: StageRun) -> Iterator[int]:
     validate_every = stage.validate_every or tenth(total)
 
     def validate_if_due() -> None:
-        if not run.step or (run.step % validate_every and run.step != total):
+        if run.step % validate_every and run.step != total:
             return
         for name, rows in run.validation.items():
             found = validate(run.engine, rows, stage, stopping=run.stopping)
             if found is None:
                 return
             losses, dropped = found
-            if run.step <= validate_every:  # the same rows each time, listed the first
+            if not run.step:  # the same rows each time, listed the first
                 run.reporter.dropped(run.step, dropped, split="validation")
             run.reporter.validation(run.step, losses, name)
 
