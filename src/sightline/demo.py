@@ -1,7 +1,7 @@
 """The whole job on the small world, once: what `make demo` runs.
 
-Every step is a command that a user could type, and is shown as one. The model and its blind twin train side by side,
-one thread each, since threads of tiny models cost more than they give.
+Every step is a command that a user could type, and is shown as one. The model and its blind twin go side by side, one
+thread each, since threads of tiny models cost more than they give.
 """
 
 import json
@@ -10,6 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -55,25 +57,14 @@ def run_demo(out: Path, *, short: bool = False) -> Path:
     ]
     _say(console, "2. two stages of training; a twin that sees only grey images trains beside it")
     blind = ["train", str(recipe), "name=twin", f"out={twin}", "blank_images=true", *files]
-    log = out / "twin.log"
-    with log.open("w", encoding="utf-8") as stream:
-        console.print(f"$ sightline {shlex.join(blind)} > {log} &", style="dim", soft_wrap=True)
-        beside = subprocess.Popen(_command(blind), env=_environment(), stdout=stream, stderr=stream)
-        try:
-            _run(console, "train", str(recipe), "name=demo", f"out={run}", *files)
-            if not short:
-                console.print("waiting for the twin")
-            code = beside.wait()
-        finally:
-            beside.kill()
-    if code:
-        raise SightlineError(f"the twin's training stopped with code {code}. Its log says why: {log}")
+    with _beside(console, out / "twin.log", *blind):
+        _run(console, "train", str(recipe), "name=demo", f"out={run}", *files)
 
     _say(console, "3. questions on pictures that training never showed, and on colour-shape pairs that it never showed")
     for split in ("validation", "novel"):
         questions = str(world / f"{split}.questions.jsonl")
-        _run(console, "eval", str(run), "--data", questions)
-        _run(console, "eval", str(twin), "--data", questions, "--blank-images")
+        with _beside(console, out / f"twin.{split}.log", "eval", str(twin), "--data", questions, "--blank-images"):
+            _run(console, "eval", str(run), "--data", questions)
 
     _say(console, "4. ask it")
     for picture, question in _examples(world / "validation.questions.jsonl"):
@@ -95,6 +86,23 @@ def _examples(questions: Path) -> list[tuple[str, str]]:
 
 def _say(console: Console, text: str) -> None:
     console.print(f"\n{text}", style="bold")
+
+
+@contextmanager
+def _beside(console: Console, log: Path, *arguments: str) -> Iterator[None]:
+    """Runs a command in the background, what it says into `log`, and waits for it at the end."""
+    with log.open("w", encoding="utf-8") as stream:
+        console.print(f"$ sightline {shlex.join(arguments)} > {log} &", style="dim", soft_wrap=True)
+        process = subprocess.Popen(_command(list(arguments)), env=_environment(), stdout=stream, stderr=stream)
+        try:
+            yield
+            if process.poll() is None:
+                console.print("waiting for the twin")
+            code = process.wait()
+        finally:
+            process.kill()
+    if code:
+        raise SightlineError(f"`sightline {arguments[0]}` of the twin stopped with code {code}. Its log: {log}")
 
 
 def _run(console: Console, *arguments: str) -> None:
