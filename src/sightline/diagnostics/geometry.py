@@ -69,8 +69,7 @@ def measure_geometry(subject: Subject, material: Material, *, batch_size: int = 
         )
     visual: list[Tokens] = []
     seen: list[tuple[Tensor, Tensor]] = []
-    batches = [material.cases[start : start + batch_size] for start in range(0, len(material.cases), batch_size)]
-    for batch in watched(batches, "geometry", progress=progress):
+    for batch in watched(material.cases, "geometry", batch_size=batch_size, progress=progress):
         shown = subject.prompted([[load_image(case.image)] for case in batch], [" "] * len(batch))
         visual += [shown.visual_of(row).float().cpu() for row in range(len(batch))]
         told = caption_prompt(subject, batch)

@@ -138,8 +138,7 @@ def measure_kept(
     speakers: list[Subject | Untouched] = [subject] + ([Untouched(untouched, subject)] if untouched else [])
     losses: list[list[float]] = [[] for _ in speakers]
     right: list[list[bool]] = [[] for _ in speakers]
-    batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
-    for batch in watched(batches, "language", progress=progress):
+    for batch in watched(questions, "language", batch_size=batch_size, progress=progress):
         prompt = subject.prompted([[] for _ in batch], [question.text for question in batch])
         for number, speaker in enumerate(speakers):
             losses[number] += speaker.loss(prompt, [question.answers[0] for question in batch]).tolist()

@@ -55,8 +55,7 @@ def measure_probe(
     """
     visual: list[Tensor] = []
     patches: list[Tensor] | None = []
-    batches = [material.cases[start : start + batch_size] for start in range(0, len(material.cases), batch_size)]
-    for batch in watched(batches, "probe", progress=progress):
+    for batch in watched(material.cases, "probe", batch_size=batch_size, progress=progress):
         images = [load_image(case.image) for case in batch]
         visual += [tokens.float().cpu() for tokens in subject.visual(images, batch_size=batch_size)]
         given = subject.patches(images, batch_size=batch_size)
