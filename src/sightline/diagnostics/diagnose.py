@@ -3,7 +3,7 @@ scores."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,7 +39,7 @@ class Diagnosis:
 
     def write(self, out: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        scores = {name: {"value": e.value, "low": e.low, "high": e.high, "n": e.n} for name, e in self.scores.items()}
+        scores = {name: asdict(estimate) for name, estimate in self.scores.items()}
         about = {"model": self.model, "material": self.material, "missing": dict(self.missing)}
         write_json(out, about | {"scores": scores})
 
