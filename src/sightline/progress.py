@@ -8,11 +8,12 @@ from typing import TypeVar
 PATIENCE = 2.0
 """Seconds of work before a bar is worth showing."""
 
-Batch = TypeVar("Batch", bound=Sequence[object])
+T = TypeVar("T")
 
 
-def watched(batches: Sequence[Batch], what: str, *, progress: bool = True) -> Iterator[Batch]:
-    """The batches, with a bar on stderr that counts their items once they have taken longer than `PATIENCE`."""
+def watched(items: Sequence[T], what: str, *, batch_size: int, progress: bool = True) -> Iterator[Sequence[T]]:
+    """The items in batches, with a bar on stderr that counts them once they have taken longer than `PATIENCE`."""
+    batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
     if not progress:
         yield from batches
         return
@@ -21,7 +22,7 @@ def watched(batches: Sequence[Batch], what: str, *, progress: bool = True) -> It
 
     start = time.monotonic()
     bar = Progress(console=Console(file=sys.stderr))
-    task = bar.add_task(what, total=sum(map(len, batches)))
+    task = bar.add_task(what, total=len(items))
     try:
         for batch in batches:
             yield batch

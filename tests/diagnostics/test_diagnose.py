@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightline.diagnostics import Part
 from sightline.diagnostics.altered import (
     ShuffledPatches,
     TrueWords,
@@ -13,7 +14,7 @@ from sightline.diagnostics.altered import (
     with_connector,
     with_normalisation,
 )
-from sightline.diagnostics.diagnose import PARTS, diagnose, flat
+from sightline.diagnostics.diagnose import diagnose, flat
 from sightline.diagnostics.material import Material, read_captions
 from sightline.diagnostics.subject import Subject
 from sightline.diagnostics.tables import LINES, tables
@@ -24,7 +25,7 @@ from sightline.evaluation.metrics import Estimate
 def test_a_world_allows_every_part(tiny_subject: Subject, material: Material, tmp_path: Path):
     found = diagnose(tiny_subject, material, name="tiny", questions=24, progress=False)
     assert found.missing == {}
-    assert {name.split("/")[0] for name in found.scores} == set(PARTS)
+    assert {name.split("/")[0] for name in found.scores} == set(Part)
     shown = {
         name for lines in LINES.values() for name, _ in lines if "untouched" not in name and "difference" not in name
     }
@@ -34,7 +35,7 @@ def test_a_world_allows_every_part(tiny_subject: Subject, material: Material, tm
     written = json.loads((tmp_path / "out.json").read_text())
     assert set(written["scores"]) == set(found.scores) and written["model"] == "tiny"
     titles = [table.title for table in tables(found, {"words/things/share": {"trained": {"low": 0.1, "high": 0.2}}})]
-    assert titles == [*(part for part in PARTS), "by layer, from the input on"]
+    assert titles == [*Part, "by layer, from the input on"]
 
 
 def test_what_captions_alone_do_not_allow_is_said(tiny_subject: Subject, world: Path):
@@ -53,7 +54,7 @@ def test_every_number_of_a_result_has_a_path():
 
 def test_true_words_say_true_words(tiny_subject: Subject, material: Material):
     good = TrueWords(tiny_subject, material)
-    found = diagnose(good, material, name="good", parts=("words",), progress=False).scores
+    found = diagnose(good, material, name="good", parts=(Part.words,), progress=False).scores
     assert found["words/things/share"].value == found["words/background/share"].value == 1.0
     with pytest.raises(SightlineError, match="no truth by patch"):
         TrueWords(tiny_subject, Material("captions", material.cases[:0]))

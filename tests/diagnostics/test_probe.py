@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sightline.data.images import load_image
-from sightline.diagnostics.material import Case, Material, TokenTruth
-from sightline.diagnostics.probe import LEAST_COVERED, linear_probe, measure_probe, token_labels
+from sightline.diagnostics.material import COVERED, Case, Material, TokenTruth
+from sightline.diagnostics.probe import linear_probe, measure_probe, token_labels
 from sightline.diagnostics.subject import Subject
 from sightline.errors import SightlineError
 
@@ -68,7 +68,7 @@ def test_intervals_count_images(material):
 
 def test_what_is_asked_of_a_token():
     star = ("large", "red", "star")
-    truth = [TokenTruth(star, 0, 0.9), TokenTruth(star, 0, LEAST_COVERED / 2), TokenTruth(("white",), -1, 0.0)]
+    truth = [TokenTruth(star, 0, 0.9), TokenTruth(star, 0, COVERED / 2), TokenTruth(("white",), -1, 0.0)]
     assert token_labels("colour", ("blue", "red"), truth).tolist() == [1, -1, -1]
     assert token_labels("letter", ("a", "b"), truth).tolist() == [-1, -1, -1]
     assert token_labels("background", ("black", "white"), truth).tolist() == [-1, -1, 1]

@@ -10,3 +10,17 @@ cause       whether a wrong word at a token is why an answer is wrong
 probe       what can be read from the tokens
 kept        what the language model still knows
 """
+
+from enum import StrEnum
+
+
+class Part(StrEnum):
+    """What `diagnose` can measure."""
+
+    words = "words"
+    geometry = "geometry"
+    sight = "sight"
+    attention = "attention"
+    cause = "cause"
+    probe = "probe"
+    kept = "kept"

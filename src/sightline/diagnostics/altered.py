@@ -4,6 +4,7 @@ Each is a `Subject` like any other, so that a diagnostic cannot tell how it came
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from .material import Material
 from .subject import Prompted, Subject
 
 
-class Altered(Subject):
+class Altered(Subject, ABC):
     """Another look into the same model, with its visual tokens changed before the language model reads them."""
 
     def __init__(self, subject: Subject) -> None:
@@ -33,9 +34,9 @@ class Altered(Subject):
             changed.append(torch.cat(new) if new else tokens)
         return prompt.with_visual(changed)
 
+    @abstractmethod
     def change(self, visual: Tensor, image: Image.Image) -> Tensor:
         """The tokens to put in the place of an image's own, as many."""
-        raise NotImplementedError
 
 
 class TrueWords(Altered):

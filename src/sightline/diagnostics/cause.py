@@ -131,8 +131,7 @@ def measure_cause(
     items: list[_Item] = []
     right: list[bool] = []
     turned: dict[tuple[float, str], list[bool]] = {(a, way): [] for a in amounts for way in ("true", "wrong", "said")}
-    batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
-    for batch in watched(batches, "cause", progress=progress):
+    for batch in watched(asked, "cause", batch_size=batch_size, progress=progress):
         prompt = subject.prompted([[load_image(q.images[0])] for q in batch], [q.text for q in batch])
         visual = [prompt.visual_of(row) for row in range(len(batch))]
         here: list[_Item] = []

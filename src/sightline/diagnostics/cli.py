@@ -1,22 +1,11 @@
 """`sightline diagnose`: what a model's alignment is, in numbers."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-
-class Part(StrEnum):
-    """What can be measured."""
-
-    words = "words"
-    geometry = "geometry"
-    sight = "sight"
-    attention = "attention"
-    cause = "cause"
-    probe = "probe"
-    kept = "kept"
+from . import Part
 
 
 def diagnose(
@@ -60,8 +49,8 @@ def diagnose(
 
     from rich.console import Console
 
-    from .diagnose import PARTS, references
     from .diagnose import diagnose as measure
+    from .diagnose import references
     from .material import read_captions, read_world
     from .subject import Subject
     from .tables import tables
@@ -79,8 +68,7 @@ def diagnose(
             material = read_world(data, split=split, most=most)
         else:
             material = read_captions(data, images or data.parent, most=most)
-        wanted = [part.value for part in only or list(Part)]
-        parts: Any = [name for name in PARTS if name in wanted]
+        parts = [part for part in Part if part in (only or Part)]
         diagnosis = measure(subject, material, name=model, parts=parts, untouched=untouched)
     for table in tables(diagnosis, references()):
         Console().print(table)

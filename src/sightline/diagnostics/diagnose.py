@@ -3,13 +3,14 @@ scores."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate
 from ..files import write_json
+from . import Part
 from .cause import measure_cause
 from .geometry import measure_geometry
 from .kept import measure_kept
@@ -18,9 +19,6 @@ from .measure_words import measure_words
 from .probe import measure_probe
 from .sight import measure_attention, measure_sight
 from .subject import Subject
-
-Part = Literal["words", "geometry", "sight", "attention", "cause", "probe", "kept"]
-PARTS: tuple[Part, ...] = get_args(Part)
 
 REFERENCES = Path(__file__).parent / "references.json"
 """Scores of models whose alignment is known, in the small world; `benchmarks/diagnostics.py` writes it."""
@@ -39,7 +37,7 @@ class Diagnosis:
 
     def write(self, out: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        scores = {name: {"value": e.value, "low": e.low, "high": e.high, "n": e.n} for name, e in self.scores.items()}
+        scores = {name: asdict(estimate) for name, estimate in self.scores.items()}
         about = {"model": self.model, "material": self.material, "missing": dict(self.missing)}
         write_json(out, about | {"scores": scores})
 
@@ -49,7 +47,7 @@ def diagnose(
     material: Material,
     *,
     name: str,
-    parts: Sequence[Part] = PARTS,
+    parts: Sequence[Part] = tuple(Part),
     untouched: str | None = None,
     questions: int = 400,
     seed: int = 0,
@@ -64,31 +62,31 @@ def diagnose(
     """
     asked = take(material.questions, questions)
     measures: dict[Part, tuple[str, Callable[[], Any]]] = {
-        "words": (
+        Part.words: (
             "" if material.words else "no list of words",
             lambda: measure_words(subject, material, progress=progress),
         ),
-        "geometry": (
+        Part.geometry: (
             "" if all(case.caption.strip() for case in material.cases) else "no captions",
             lambda: measure_geometry(subject, material, progress=progress),
         ),
-        "sight": (
+        Part.sight: (
             "" if asked else "no questions about images",
             lambda: measure_sight(subject, asked, seed=seed, progress=progress),
         ),
-        "attention": (
+        Part.attention: (
             "" if asked else "no questions about images",
             lambda: measure_attention(subject, take(asked, 100), progress=progress),
         ),
-        "cause": (
+        Part.cause: (
             "" if material.asked else "no questions whose item is known",
             lambda: measure_cause(subject, material, seed=seed, progress=progress),
         ),
-        "probe": (
+        Part.probe: (
             "" if material.has_truth else "no truth by patch",
             lambda: measure_probe(subject, material, seed=seed, progress=progress),
         ),
-        "kept": (
+        Part.kept: (
             "" if material.text_questions else "no questions without images",
             lambda: measure_kept(
                 subject, take(material.text_questions, questions), untouched=untouched, progress=progress
@@ -100,12 +98,12 @@ def diagnose(
     for part in parts:
         lack, measure = measures[part]
         if lack:
-            missing[part] = f"{material.name} has {lack}"
+            missing[str(part)] = f"{material.name} has {lack}"
             continue
         try:
             scores |= dict(flat(measure(), part))
         except SightlineError as error:
-            missing[part] = str(error)
+            missing[str(part)] = str(error)
     return Diagnosis(name, material.name, scores, missing)
 
 

@@ -21,7 +21,7 @@ from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, bootstrap_interval
 from ..progress import watched
 from .material import Case, Material
-from .subject import Prompted, Subject, inside_a_sentence
+from .subject import Prompted, Subject, inside_a_sentence, pad_left
 
 Array = np.ndarray
 Tokens = Float[Tensor, "_ d_llm"]
@@ -69,8 +69,7 @@ def measure_geometry(subject: Subject, material: Material, *, batch_size: int = 
         )
     visual: list[Tokens] = []
     seen: list[tuple[Tensor, Tensor]] = []
-    batches = [material.cases[start : start + batch_size] for start in range(0, len(material.cases), batch_size)]
-    for batch in watched(batches, "geometry", progress=progress):
+    for batch in watched(material.cases, "geometry", batch_size=batch_size, progress=progress):
         shown = subject.prompted([[load_image(case.image)] for case in batch], [" "] * len(batch))
         visual += [shown.visual_of(row).float().cpu() for row in range(len(batch))]
         told = caption_prompt(subject, batch)
@@ -211,9 +210,7 @@ def caption_prompt(subject: Subject, cases: Sequence[Case]) -> Prompted:
     tokenizer = subject.tokenizer
     first = next(i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None)
     rows = [[first, *ids] for ids in inside_a_sentence(tokenizer, [case.caption for case in cases])]
-    longest = max(map(len, rows))
-    ids = torch.tensor([[first] * (longest - len(row)) + row for row in rows], device=subject.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=subject.device)
+    ids, mask = pad_left(rows, first, subject.device)
     return Prompted(subject.embedding[ids], mask, torch.zeros_like(ids, dtype=torch.bool), ids)
 
 

@@ -19,7 +19,7 @@ from ..evaluation.questions import Question
 from ..models.backbones import add_tokens, load_language_model
 from ..models.hub import quiet
 from ..progress import watched
-from .subject import Prompted, Subject, inside_a_sentence, positions
+from .subject import Prompted, Subject, inside_a_sentence, pad_left, positions
 
 NO_BOUND = (-float("inf"), float("inf"))
 
@@ -82,7 +82,7 @@ class Untouched:
         """As `Subject.loss`."""
         told = inside_a_sentence(self.subject.tokenizer, answers)
         rows = [[*ids, *answer] for ids, answer in zip(self.shorn(prompt), told, strict=True)]
-        ids, mask = self._padded(rows)
+        ids, mask = pad_left(rows, 0, self.subject.device)
         logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
         found = []
         for row, answer in enumerate(told):
@@ -93,7 +93,7 @@ class Untouched:
     @torch.no_grad()
     def answers(self, prompt: Prompted, *, max_new_tokens: int = 16) -> list[str]:
         """As `Subject.answers`: greedy."""
-        ids, mask = self._padded(self.shorn(prompt))
+        ids, mask = pad_left(self.shorn(prompt), 0, self.subject.device)
         tokenizer = self.subject.tokenizer
         with quiet():
             out = self.model.generate(
@@ -104,12 +104,6 @@ class Untouched:
                 pad_token_id=tokenizer.pad_token_id,
             )
         return [text.strip() for text in tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        longest = max(map(len, rows))
-        ids = [[0] * (longest - len(row)) + list(row) for row in rows]
-        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-        return torch.tensor(ids, device=self.subject.device), torch.tensor(mask, device=self.subject.device)
 
 
 def measure_kept(
@@ -138,8 +132,7 @@ def measure_kept(
     speakers: list[Subject | Untouched] = [subject] + ([Untouched(untouched, subject)] if untouched else [])
     losses: list[list[float]] = [[] for _ in speakers]
     right: list[list[bool]] = [[] for _ in speakers]
-    batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
-    for batch in watched(batches, "language", progress=progress):
+    for batch in watched(questions, "language", batch_size=batch_size, progress=progress):
         prompt = subject.prompted([[] for _ in batch], [question.text for question in batch])
         for number, speaker in enumerate(speakers):
             losses[number] += speaker.loss(prompt, [question.answers[0] for question in batch]).tolist()

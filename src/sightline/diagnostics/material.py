@@ -12,6 +12,9 @@ from ..data.templates import IMAGE
 from ..errors import SightlineError
 from ..evaluation.questions import Question, read_questions
 
+COVERED = 0.2
+"""Fraction of a token that an item covers for the token to count as the item's; a small ring covers little more."""
+
 
 @dataclass(frozen=True)
 class TokenTruth:

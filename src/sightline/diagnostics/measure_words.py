@@ -46,8 +46,7 @@ def measure_words(
     truth: list[tuple[TokenTruth, ...]] = []
     chosen: dict[str, list[Int[Tensor, " tokens"]]] = {name: [] for name in groups}
     own, other = [], []
-    batches = [range(start, min(start + batch_size, len(cases))) for start in range(0, len(cases), batch_size)]
-    for batch in watched(batches, "words of visual tokens", progress=progress):
+    for batch in watched(range(len(cases)), "words of visual tokens", batch_size=batch_size, progress=progress):
         images = [load_image(cases[number].image) for number in batch]
         for number, image, tokens in zip(batch, images, subject.visual(images, batch_size=batch_size), strict=True):
             grid = tokens[subject.beside_grid :]

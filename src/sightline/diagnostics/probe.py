@@ -17,11 +17,9 @@ from ..data.images import load_image
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, paired_difference, proportion_interval
 from ..progress import watched
-from .material import Case, Material, TokenTruth
+from .material import COVERED, Case, Material, TokenTruth
 from .subject import Subject
 
-LEAST_COVERED = 0.2
-"""Fraction of a token that an item must cover to be asked about; a small ring covers little more."""
 GROUND = "background"
 """The attribute that is asked of tokens without an item."""
 
@@ -55,8 +53,7 @@ def measure_probe(
     """
     visual: list[Tensor] = []
     patches: list[Tensor] | None = []
-    batches = [material.cases[start : start + batch_size] for start in range(0, len(material.cases), batch_size)]
-    for batch in watched(batches, "probe", progress=progress):
+    for batch in watched(material.cases, "probe", batch_size=batch_size, progress=progress):
         images = [load_image(case.image) for case in batch]
         visual += [tokens.float().cpu() for tokens in subject.visual(images, batch_size=batch_size)]
         given = subject.patches(images, batch_size=batch_size)
@@ -110,11 +107,11 @@ def linear_probe(
 def token_labels(name: str, words: Sequence[str], truth: Sequence[TokenTruth]) -> Int[Tensor, " tokens"]:
     """The number of each token's word for an attribute; -1 for tokens that it is not asked of.
 
-    The background is asked of tokens without an item, all else of tokens that an item covers by `LEAST_COVERED`.
+    The background is asked of tokens without an item, all else of tokens that an item covers by `COVERED`.
     """
     labels = []
     for token in truth:
-        asked = token.item < 0 if name == GROUND else token.item >= 0 and token.coverage >= LEAST_COVERED
+        asked = token.item < 0 if name == GROUND else token.item >= 0 and token.coverage >= COVERED
         mine = [words.index(word) for word in token.words if word in words] if asked else []
         labels.append(mine[0] if mine else -1)
     return torch.tensor(labels, dtype=torch.long)

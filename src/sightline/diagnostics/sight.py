@@ -81,8 +81,7 @@ def measure_sight(
     other = derangement(list(dict.fromkeys(path for question in questions for path in question.images)), seed)
     draw = torch.Generator().manual_seed(seed)
     said: dict[str, list[str]] = {"as it is": [], "swapped": [], "blank": [], "permuted": []}
-    batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
-    for batch in watched(batches, "sight", progress=progress):
+    for batch in watched(questions, "sight", batch_size=batch_size, progress=progress):
         texts = [question.text for question in batch]
         images = [[load_image(path) for path in question.images] for question in batch]
         prompt = subject.prompted(images, texts)
@@ -127,8 +126,7 @@ def measure_attention(
     token, whatever it is (Xiao et al. 2024), so a mass below the share of positions is no failure by itself.
     """
     masses, shares = [], []
-    batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
-    for batch in watched(batches, "attention", progress=progress):
+    for batch in watched(questions, "attention", batch_size=batch_size, progress=progress):
         images = [[load_image(path) for path in question.images] for question in batch]
         prompt = subject.prompted(images, [question.text for question in batch])
         masses.append(attention_mass(subject.see(prompt, attention=True), prompt).cpu())

@@ -244,6 +244,16 @@ def positions(attention_mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch se
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
+def pad_left(
+    rows: Sequence[Sequence[int]], fill: int, device: torch.device
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Rows of token ids as one tensor, with `fill` before the shorter ones, and their attention mask."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
 def inside_a_sentence(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text as they are after a word and a space.
 

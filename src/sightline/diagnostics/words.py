@@ -19,10 +19,8 @@ from torch import Tensor
 
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, bootstrap_interval, proportion_interval
-from .material import TokenTruth
+from .material import COVERED, TokenTruth
 
-COVERED = 0.2
-"""Fraction of a token that an item covers for the token to count as the item's."""
 TACS_TOKENS = 10
 """Visual tokens that an image's TACS is the mean of."""
 CHUNK = 2**23

@@ -62,10 +62,9 @@ def evaluate(
         )
     if batch_size < 1:
         raise SightlineError(f"a batch of {batch_size} questions cannot be asked. Set the batch size to 1 or more.")
-    batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
     root = _common_folder(questions)
     predictions: list[Prediction] = []
-    for batch in watched(batches, "asking", progress=progress):
+    for batch in watched(questions, "asking", batch_size=batch_size, progress=progress):
         images = [[_open(path, blank_images) for path in question.images] for question in batch]
         given = answerer.answers(images, [question.text for question in batch], max_new_tokens=max_new_tokens)
         if len(given) != len(batch):

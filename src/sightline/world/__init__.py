@@ -15,8 +15,13 @@ Importing this package costs nothing: torch, numpy and Pillow are loaded by the 
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from ..errors import SightlineError, did_you_mean
+
+Split = Literal["train", "validation", "test", "novel"]
+View = Literal["low", "high"]
+"""The two views of a scene."""
 
 
 class Backbone(StrEnum):

@@ -1,12 +1,11 @@
 """`sightline world`: makes the small world, shows it, checks the shipped backbones, and rebuilds them."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import Backbone, shipped
+from . import Backbone, Split, View, shipped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,27 +14,11 @@ app = typer.Typer(
 )
 
 
-class View(StrEnum):
-    """The two views of a scene."""
-
-    low = "low"
-    high = "high"
-
-
-class Split(StrEnum):
-    """The world's splits."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-    novel = "novel"
-
-
 @app.command()
 def make(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
     seed: Annotated[int, typer.Option(help="Same seed, same files, on every machine.")] = 0,
-    view: Annotated[View, typer.Option(help="96 px, or 192 px where the letters of cards can be read.")] = View.low,
+    view: Annotated[View, typer.Option(help="96 px, or 192 px where the letters of cards can be read.")] = "low",
     train: Annotated[int, typer.Option(help="Training pictures.")] = 2000,
     validation: Annotated[int, typer.Option(help="Pictures for choosing settings.")] = 300,
     test: Annotated[int, typer.Option(help="Pictures for final tables only.")] = 300,
@@ -68,7 +51,7 @@ def make(
             bar.update(tasks[split], completed=done)
 
         sizes = {"train": train, "validation": validation, "test": test, "novel": novel}
-        make_world(folder, seed=seed, view=view.value, **sizes, progress=advance)
+        make_world(folder, seed=seed, view=view, **sizes, progress=advance)
     typer.echo(f"{sum(sizes.values())} pictures in {folder}; see {folder / 'world.json'}")
 
 
@@ -76,7 +59,7 @@ def make(
 def sheet(
     out: Annotated[Path, typer.Argument(help="The PNG to write.", metavar="FILE")],
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes.")] = 0,
-    split: Annotated[Split, typer.Option(help="Which scenes.")] = Split.train,
+    split: Annotated[Split, typer.Option(help="Which scenes.")] = "train",
     first: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
     count: Annotated[int, typer.Option(min=1, max=40, help="How many scenes.")] = 6,
 ) -> None:
@@ -86,8 +69,8 @@ def sheet(
     """
     from .sheet import draw_sheet
 
-    draw_sheet(out, seed=seed, split=split.value, first=first, count=count)
-    typer.echo(f"{count} scenes of {split.value} in {out}")
+    draw_sheet(out, seed=seed, split=split, first=first, count=count)
+    typer.echo(f"{count} scenes of {split} in {out}")
 
 
 @app.command()
@@ -95,9 +78,7 @@ def check(
     backbone: Annotated[
         list[Backbone] | None, typer.Argument(help="Which to check.", show_default="all of them")
     ] = None,
-    split: Annotated[
-        Split, typer.Option(help="The scenes measured on; thresholds are for validation.")
-    ] = Split.validation,
+    split: Annotated[Split, typer.Option(help="The scenes measured on; thresholds are for validation.")] = "validation",
     sample: Annotated[int, typer.Option(min=8, help="How many pictures, and how many described scenes.")] = 300,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of the table.")] = False,
 ) -> None:
@@ -115,7 +96,7 @@ def check(
     names = [item.value for item in backbone or shipped()]
     console, missed = Console(stderr=True), 0
     with console.status("measuring") as status:
-        for finding in measure(names, split=split.value, sample=sample):
+        for finding in measure(names, split=split, sample=sample):
             status.update(f"measuring {finding.backbone}")
             missed += not finding.passes
             typer.echo(json.dumps(finding.as_row()) if as_json else finding.line())

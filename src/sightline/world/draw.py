@@ -10,15 +10,15 @@ make one pixel of the low view, where nothing of the letter is left: not little,
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
+from . import View
 from .scene import GRID, Plate, Scene, Thing
 
-View = Literal["low", "high"]
 VIEWS: tuple[View, ...] = get_args(View)
 
 FINE = 2

@@ -1,14 +1,15 @@
 """Writes a small world to a folder, in the formats that users' own data has.
 
-    images/<split>/000123.png       the pictures, in one view pretrain.json                   LLaVA JSON: one clean
-    caption for each training picture pretrain.noisy.json             the same pictures with captions of known `grade`,
-    from clean to unrelated instruct.json                   LLaVA JSON: one question in each row with its `ability`,
-    and some descriptions <split>.captions.json           LLaVA JSON: clean captions of validation, test and novel, and
-    validation.instruct.json        questions with their answers, to measure a loss on <split>.questions.jsonl
-    rows {id, image, question, answer, ability} for validation, test and novel <split>.text.jsonl              the same
-    without images (and as LLaVA JSON, `validation.text.json`), for validation and test: facts that only text tells,
-    and
+    images/<split>/000123.png       the pictures, in one view
+    pretrain.json                   LLaVA JSON: one clean caption for each training picture
+    pretrain.noisy.json             the same pictures with captions of known `grade`, from clean to unrelated
+    instruct.json                   LLaVA JSON: one question in each row with its `ability`, and some descriptions
+    <split>.captions.json           LLaVA JSON: clean captions of validation, test and novel
+    <split>.questions.jsonl         rows {id, image, question, answer, ability} for validation, test and novel
+    validation.instruct.json        the validation questions as LLaVA JSON, to measure a loss on
+    <split>.text.jsonl              rows without images for validation and test: facts that only text tells, and
                                     questions about scenes described in words
+    validation.text.json            those of validation as LLaVA JSON
     truth/<split>.jsonl             the scene of each picture, and what each of its patches shows
     words.txt                       a list of words for labels: the world's own, then as many distractors and more
     world.json                      seed, sizes, view, words

@@ -8,13 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
-from ..diagnostics.probe import LEAST_COVERED, linear_probe
+from ..diagnostics.material import TokenTruth
+from ..diagnostics.probe import linear_probe, token_labels
 from ..evaluation.metrics import Estimate, proportion_interval
 from .build_clip import encode_pixels, encode_texts, patch_size
 from .claims import ATTRIBUTES, Attribute, full_claim, swap, swappable
 from .clip_data import picture_values, to_pixel_values
 from .draw import HIGH, SIDE, View, patch_truth, render
-from .scene import BACKGROUNDS, COLOURS, GRID, LETTERS, SHAPES, SIZES, Scene, Split, Thing, sample_scene, stream
+from .scene import BACKGROUNDS, COLOURS, GRID, LETTERS, SHAPES, SIZES, Scene, Split, sample_scene, stream
 
 GROUPS: dict[Attribute, tuple[str, ...]] = {
     "colour": COLOURS,
@@ -91,13 +92,13 @@ def _captions(
 def _patches(
     model: CLIPModel, tokenizer: PreTrainedTokenizerFast, known: Sequence[Scene], asked: Sequence[Scene]
 ) -> dict[str, Estimate]:
-    patch = patch_size(model)
+    truth = [[_truth(scene, patch_size(model)) for scene in some] for some in (known, asked)]
     dense = torch.cat([dense for _, dense in _encoded(model, asked)]).flatten(0, 1)
     layers = [before_last(model, picture_values(some)).flatten(0, 1) for some in (known, asked)]
     picture = np.repeat(np.arange(len(asked)), len(dense) // len(asked))
     scores: dict[str, Estimate] = {}
     for group, words in GROUPS.items():
-        train_labels, labels = (torch.cat([patch_labels(group, s, patch) for s in some]) for some in (known, asked))
+        train_labels, labels = (torch.cat([token_labels(group, words, t) for t in some]) for some in truth)
         fit, here = train_labels >= 0, labels >= 0
         clusters = [str(number) for number in picture[here.numpy()]]
         guess = linear_probe(layers[0][fit], train_labels[fit], layers[1][here], len(words))
@@ -155,21 +156,11 @@ def before_last(
     return torch.cat(parts)
 
 
-def patch_labels(group: Attribute, scene: Scene, patch: int) -> Int[Tensor, " patches"]:
-    """The number of each patch's word in a group; -1 for patches that the group is not asked of. The low view's."""
+def _truth(scene: Scene, patch: int) -> list[TokenTruth]:
+    """What each patch of the low view shows."""
     truth = patch_truth(scene, patch)
-    labels = np.full(len(truth.item), -1)
-    for i, (number, coverage) in enumerate(zip(truth.item, truth.coverage, strict=True)):
-        item = scene.items[number] if number >= 0 else None
-        if group == "background":
-            labels[i] = BACKGROUNDS.index(scene.background) if item is None else -1
-        elif coverage < LEAST_COVERED or item is None:
-            continue
-        elif group == "letter":
-            labels[i] = LETTERS.index(scene.sign.letter) if scene.sign and item is scene.sign else -1
-        elif isinstance(item, Thing):
-            labels[i] = GROUPS[group].index(getattr(item, group))
-    return torch.from_numpy(labels)
+    shown = zip(truth.words, truth.item.tolist(), truth.coverage.tolist(), strict=True)
+    return [TokenTruth(words, item, coverage) for words, item, coverage in shown]
 
 
 def _encoded(

@@ -20,8 +20,9 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
+from . import Split
+
 T = TypeVar("T")
-Split = Literal["train", "validation", "test", "novel"]
 Size = Literal["small", "large"]
 Pair = tuple[str, str]
 """A colour and a shape."""

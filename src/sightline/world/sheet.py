@@ -1,11 +1,13 @@
 """A contact sheet of the world: scenes in both views with what is said about them, on one picture to look at."""
 
+import io
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..files import write_bytes
 from .claims import GRADES, graded_caption
 from .draw import VIEWS, render
 from .language import questions
@@ -37,13 +39,9 @@ def draw_sheet(out: Path, *, seed: int = 0, split: Split = "train", first: int =
             0, 1, said_of(scene, seed, split, index), va="top", fontsize=8.5, family="monospace", parse_math=False
         )
         row[2].axis("off")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.new")
-    try:
-        figure.savefig(work, format="png", dpi=75, metadata={"Software": None})
-        work.replace(out)
-    finally:
-        work.unlink(missing_ok=True)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=75, metadata={"Software": None})
+    write_bytes(out, file.getvalue())
 
 
 def said_of(scene: Scene, seed: int, split: Split, index: int) -> str:

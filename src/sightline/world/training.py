@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..errors import SightlineError
+from ..files import write_bytes
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with the steps done, the steps in all and the loss."""
@@ -98,10 +99,8 @@ def _save(state: Path, about: Mapping[str, Any], model: torch.nn.Module, optimiz
     tensors = {f"model.{key}": value for key, value in _parameters(model).items()}
     for key, parameter in _parameters(model).items():
         tensors |= {f"optimizer.{key}.{part}": value for part, value in optimizer.state[parameter].items()}
-    state.parent.mkdir(parents=True, exist_ok=True)
-    work = state.with_name(state.name + ".new")
-    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, work, {"about": json.dumps(about)})
-    work.replace(state)
+    tensors = {key: value.detach().contiguous() for key, value in tensors.items()}
+    write_bytes(state, save(tensors, {"about": json.dumps(about)}))
 
 
 def _restore(state: Path, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
