@@ -35,7 +35,7 @@ def test_a_world_allows_every_part(tiny_subject: Subject, material: Material, tm
     written = json.loads((tmp_path / "out.json").read_text())
     assert set(written["scores"]) == set(found.scores) and written["model"] == "tiny"
     titles = [table.title for table in tables(found, {"words/things/share": {"trained": {"low": 0.1, "high": 0.2}}})]
-    assert titles == [*Part, "by layer, from the input on"]
+    assert titles == [*Part, "by layer, 0 is the input"]
 
 
 def test_what_captions_alone_do_not_allow_is_said(tiny_subject: Subject, world: Path):

@@ -30,6 +30,7 @@ from ..progress import watched
 from .geometry import unit
 from .material import Material, TokenTruth
 from .subject import Subject
+from .view import truth_seen
 
 MUCH = 0.5
 """Share of an item's best covered token that a token must be covered to count as the item's."""
@@ -132,12 +133,15 @@ def measure_cause(
     right: list[bool] = []
     turned: dict[tuple[float, str], list[bool]] = {(a, way): [] for a in amounts for way in ("true", "wrong", "said")}
     for batch in watched(asked, "cause", batch_size=batch_size, progress=progress):
-        prompt = subject.prompted([[load_image(q.images[0])] for q in batch], [q.text for q in batch])
+        images = [load_image(q.images[0]) for q in batch]
+        prompt = subject.prompted([[image] for image in images], [q.text for q in batch])
         visual = [prompt.visual_of(row) for row in range(len(batch))]
         here: list[_Item] = []
         for row, question in enumerate(batch):
             about = material.asked[question.id]
-            places = tokens_of(cases[question.images[0]].truth_of(len(visual[row])), about.item)
+            case, size, before = cases[question.images[0]], images[row].size, subject.beside_grid
+            truth = truth_seen(subject.image_processor, case, size, len(visual[row]) - before)
+            places = [before + place for place in tokens_of(truth, about.item)]
             if places:
                 nearest = nearest_word(visual[row][places], words[about.attribute])
                 group = material.groups[about.attribute]

@@ -1,7 +1,7 @@
 """`sightline diagnose`: what a model's alignment is, in numbers."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ def diagnose(
     images: Annotated[
         Path | None, typer.Option(help="Where the images of a JSON are.", show_default="beside it")
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a world folder.")] = "validation",
+    split: Annotated[Literal["validation", "test", "novel"], typer.Option(help="Of a world folder.")] = "validation",
     most: Annotated[int, typer.Option(min=2, help="Images to look at.")] = 200,
     only: Annotated[list[Part] | None, typer.Option(help="Measure this part alone; can be given again.")] = None,
     untouched: Annotated[
@@ -63,7 +63,8 @@ def diagnose(
 
             console.print("drawing a world to look at (--data takes your own)", style="dim")
             data = Path(folder) / "world"
-            make_world(data, train=1, validation=most, test=1, novel=1)
+            few = {"validation": 1, "test": 1, "novel": 1} | {split: most}
+            make_world(data, train=1, validation=few["validation"], test=few["test"], novel=few["novel"])
         if data.is_dir():
             material = read_world(data, split=split, most=most)
         else:

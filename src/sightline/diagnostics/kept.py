@@ -17,9 +17,8 @@ from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, bootstrap_interval, is_correct, paired_difference, proportion_interval
 from ..evaluation.questions import Question
 from ..models.backbones import add_tokens, load_language_model
-from ..models.hub import quiet
 from ..progress import watched
-from .subject import Prompted, Subject, inside_a_sentence, pad_left, positions
+from .subject import Prompted, Subject, greedy, inside_a_sentence, pad_left, positions
 
 NO_BOUND = (-float("inf"), float("inf"))
 
@@ -94,16 +93,18 @@ class Untouched:
     def answers(self, prompt: Prompted, *, max_new_tokens: int = 16) -> list[str]:
         """As `Subject.answers`: greedy."""
         ids, mask = pad_left(self.shorn(prompt), 0, self.subject.device)
-        tokenizer = self.subject.tokenizer
-        with quiet():
-            out = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        return [text.strip() for text in tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
+        tokenizer, embed = self.subject.tokenizer, self.model.get_input_embeddings()
+        out = greedy(
+            self.model.base_model,
+            self.model.get_output_embeddings(),
+            embed,
+            embed(ids),
+            mask,
+            ends=self.subject.ends,
+            fill=tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens,
+        )
+        return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 
 def measure_kept(

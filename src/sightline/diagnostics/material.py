@@ -107,7 +107,7 @@ def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> M
             f"'{folder}' is no world folder with a split '{split}': {error}. Run: sightline world make '{folder}'"
         ) from None
     said = {row["image"]: row["conversations"][1]["value"] for row in captions}
-    root = folder / "images"
+    root, told = folder / "images", folder / f"{split}.text.jsonl"
     cases = [_case(row, root, said) for row in truth[:most]]
     shown = {case.image for case in cases}
     questions = [
@@ -119,7 +119,7 @@ def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> M
         name=f"{folder.name}/{split}",
         cases=tuple(cases),
         questions=tuple(questions),
-        text_questions=tuple(read_questions(folder / f"{split}.text.jsonl", root)),
+        text_questions=tuple(read_questions(told, root)) if told.exists() else (),
         words=tuple(words),
         groups={name: tuple(group) for name, group in groups.items()},
         asked=asked,
@@ -168,12 +168,13 @@ def read_captions(path: Path, images_root: Path, *, most: int = 300) -> Material
     except (OSError, ValueError) as error:
         raise SightlineError(f"cannot read '{path}': {error}. Give a LLaVA JSON: a list of rows.") from None
     cases = []
-    for row in rows if isinstance(rows, list) else []:
-        turns = row.get("conversations", []) if isinstance(row, Mapping) else []
+    for number, row in enumerate(rows if isinstance(rows, list) else []):
+        turns = row.get("conversations") if isinstance(row, Mapping) else None
+        turns = [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
         image = row.get("image") if turns else None
-        if isinstance(image, str) and len(turns) > 1 and IMAGE in str(turns[0].get("value", "")):
-            where = resolve_image(images_root, image, f"{path.name} row {len(cases)}")
-            cases.append(Case(str(row.get("id", len(cases))), where, str(turns[1].get("value", ""))))
+        if isinstance(image, str) and len(turns) > 1 and IMAGE in str(turns[0]):
+            where = resolve_image(images_root, image, f"{path.name} row {number}")
+            cases.append(Case(str(row.get("id", number)), where, str(turns[1])))
         if len(cases) == most:
             break
     if not cases:

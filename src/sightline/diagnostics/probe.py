@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from ..data.images import load_image
@@ -19,6 +20,7 @@ from ..evaluation.metrics import Estimate, paired_difference, proportion_interva
 from ..progress import watched
 from .material import COVERED, Case, Material, TokenTruth
 from .subject import Subject
+from .view import truth_seen
 
 GROUND = "background"
 """The attribute that is asked of tokens without an item."""
@@ -51,25 +53,26 @@ def measure_probe(
     Raises:
         SightlineError: if the material has no truth, or the tokens are not a grid that it fits.
     """
-    visual: list[Tensor] = []
-    patches: list[Tensor] | None = []
+    visual: list[_Seen] = []
+    patches: list[_Seen] | None = []
     for batch in watched(material.cases, "probe", batch_size=batch_size, progress=progress):
         images = [load_image(case.image) for case in batch]
-        visual += [tokens.float().cpu() for tokens in subject.visual(images, batch_size=batch_size)]
+        visual += _seen(subject, batch, images, subject.visual(images, batch_size=batch_size))
         given = subject.patches(images, batch_size=batch_size)
-        patches = None if patches is None or given is None else patches + [part.float().cpu() for part in given]
-    if not material.groups or not any(case.truth_of(len(t)) for case, t in zip(material.cases, visual, strict=True)):
+        patches = None if patches is None or given is None else patches + _seen(subject, batch, images, given)
+    if not material.groups or not any(image.truth for image in visual):
+        number = len(visual[0].tokens) if visual else 0
         raise SightlineError(
-            f"what the {len(visual[0]) if visual else 0} visual tokens of an image of {material.name} show is not "
-            "known, so nothing can be read from them. Use a world folder, and a model whose visual tokens are a grid "
-            "that divides the patches of its `truth/`."
+            f"what the {number} visual tokens of an image of {material.name} show is not known, so nothing "
+            "can be read from them. Use a world folder, and a model that sees whole images, with visual tokens in a "
+            "grid that divides the patches of its `truth/`."
         )
     found = {}
     for name, words in material.groups.items():
-        from_visual = _read(name, words, material.cases, visual, seed)
+        from_visual = _read(name, words, visual, seed)
         if from_visual is None:
             continue
-        from_patches = _read(name, words, material.cases, patches, seed) if patches is not None else None
+        from_patches = _read(name, words, patches, seed) if patches is not None else None
         same = from_patches is not None and from_patches.clusters == from_visual.clusters
         found[name] = Recovery(
             visual=proportion_interval(from_visual.right, from_visual.clusters),
@@ -118,6 +121,25 @@ def token_labels(name: str, words: Sequence[str], truth: Sequence[TokenTruth]) -
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """The grid of an image's tokens, and what each of them shows; nothing where that is not known."""
+
+    id: str
+    tokens: Float[Tensor, "tokens d_vision"]
+    truth: tuple[TokenTruth, ...]
+
+
+def _seen(
+    subject: Subject, cases: Sequence[Case], images: Sequence[Image.Image], tokens: Sequence[Tensor]
+) -> list[_Seen]:
+    found = []
+    for case, image, mine in zip(cases, images, tokens, strict=True):
+        grid = mine[subject.beside_grid :].float().cpu()
+        found.append(_Seen(case.id, grid, truth_seen(subject.image_processor, case, image.size, len(grid))))
+    return found
+
+
+@dataclass(frozen=True)
 class _Answers:
     """A probe's answers, right or wrong, token by token."""
 
@@ -127,11 +149,9 @@ class _Answers:
     known: int
 
 
-def _read(
-    name: str, words: Sequence[str], cases: Sequence[Case], tokens: Sequence[Tensor], seed: int
-) -> _Answers | None:
+def _read(name: str, words: Sequence[str], images: Sequence[_Seen], seed: int) -> _Answers | None:
     """Fit on every second image, ask on the others; None where there is nothing to fit or to ask."""
-    labels = [token_labels(name, words, case.truth_of(len(t))) for case, t in zip(cases, tokens, strict=True)]
+    labels = [token_labels(name, words, image.truth) for image in images]
     if any(len(mine) == 0 for mine in labels):
         return None
     sides = []
@@ -139,16 +159,13 @@ def _read(
         here = torch.cat(labels[side::2]) if labels[side::2] else torch.zeros(0, dtype=torch.long)
         if not bool((here >= 0).any()):
             return None
-        sides.append((torch.cat(list(tokens[side::2]))[here >= 0], here[here >= 0]))
+        sides.append((torch.cat([image.tokens for image in images[side::2]])[here >= 0], here[here >= 0]))
     (known, known_labels), (asked, truth) = sides
     if len(known_labels.unique()) < 2:
         return None
     order = torch.randperm(len(known_labels), generator=torch.Generator().manual_seed(seed))
     said = linear_probe(known, known_labels, asked, len(words))
     by_chance = linear_probe(known, known_labels[order], asked, len(words))
-    clusters = [case.id for case, mine in zip(cases[1::2], labels[1::2], strict=True) for _ in range(_count(mine >= 0))]
+    asked_of = zip(images[1::2], labels[1::2], strict=True)
+    clusters = [image.id for image, mine in asked_of for _ in range(int((mine >= 0).sum()))]
     return _Answers((said == truth).tolist(), (by_chance == truth).tolist(), clusters, len(known))
-
-
-def _count(which: Bool[Tensor, " tokens"]) -> int:
-    return int(which.sum())

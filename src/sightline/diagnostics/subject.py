@@ -99,6 +99,12 @@ class Subject:
         return tower_spec(config.vision_config).prefix if taken == "full" else 0
 
     @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        return [ends] if isinstance(ends, int) else list(ends or [])
+
+    @property
     def embedding(self) -> Float[Tensor, "vocabulary d_llm"]:
         """The language model's input embeddings."""
         return self.model.get_input_embeddings().weight.detach()
@@ -196,7 +202,16 @@ class Subject:
     @torch.no_grad()
     def answers(self, prompt: Prompted, *, max_new_tokens: int = 16) -> list[str]:
         """Greedy answers."""
-        out = self._greedy(prompt, max_new_tokens)
+        out = greedy(
+            self.model.model.language_model,
+            self.model.lm_head,
+            self.model.get_input_embeddings(),
+            prompt.embeds,
+            prompt.attention_mask,
+            ends=self.ends,
+            fill=self.tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens,
+        )
         return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
 
     @torch.no_grad()
@@ -215,28 +230,43 @@ class Subject:
         losses = F.cross_entropy(logits.flatten(0, 1), padded.flatten(), reduction="none").view_as(padded)
         return (losses * real).sum(1) / real.sum(1)
 
-    def _greedy(self, prompt: Prompted, max_new_tokens: int) -> Int[Tensor, "batch new"]:
-        language, head = self.model.model.language_model, self.model.lm_head
-        ends = self.model.generation_config.eos_token_id
-        ends = torch.tensor([ends] if isinstance(ends, int) else list(ends or []), device=self.device)
-        mask, embeds, cache = prompt.attention_mask, prompt.embeds, None
-        place = positions(mask)
-        new, done = [], torch.zeros(len(mask), dtype=torch.bool, device=self.device)
-        for _ in range(max_new_tokens):
-            out = language(
-                inputs_embeds=embeds, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
-            )
-            cache = out.past_key_values
-            token = head(out.last_hidden_state[:, -1]).argmax(-1)
-            token = torch.where(done, self.tokenizer.pad_token_id, token)
-            new.append(token)
-            done = done | torch.isin(token, ends)
-            if bool(done.all()):
-                break
-            embeds = self.model.get_input_embeddings()(token[:, None])
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            place = place[:, -1:] + 1
-        return torch.stack(new, dim=1)
+
+@torch.no_grad()
+def greedy(
+    language: Any,
+    head: Any,
+    embed: Any,
+    embeds: Float[Tensor, "batch seq d_llm"],
+    attention_mask: Int[Tensor, "batch seq"],
+    *,
+    ends: Sequence[int],
+    fill: int,
+    max_new_tokens: int,
+) -> Int[Tensor, "batch new"]:
+    """The likeliest token after each row, and after that, whatever a model's own settings for generation say.
+
+    Args:
+        language, head, embed: the decoder, what makes logits of its states, and the input embeddings.
+        ends: tokens that end a row; `fill` follows them.
+    """
+    mask, cache, place = attention_mask, None, positions(attention_mask)
+    stops = torch.tensor(list(ends), device=mask.device)
+    new, done = [], torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+    for _ in range(max_new_tokens):
+        out = language(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
+        )
+        cache = out.past_key_values
+        token = head(out.last_hidden_state[:, -1]).argmax(-1)
+        token = torch.where(done, fill, token)
+        new.append(token)
+        done = done | torch.isin(token, stops)
+        if bool(done.all()):
+            break
+        embeds = embed(token[:, None])
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        place = place[:, -1:] + 1
+    return torch.stack(new, dim=1)
 
 
 def positions(attention_mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:

@@ -60,11 +60,11 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """What is printed of each part; every number goes to the JSON."""
 LAYERS = (
-    ("geometry/alignment", "implicit alignment"),
-    ("geometry/matching", "own over other captions"),
-    ("attention/mass", "attention on the image"),
+    ("geometry/alignment", "implicit alignment", 0),
+    ("geometry/matching", "own over other captions", 0),
+    ("attention/mass", "attention on the image", 1),
 )
-"""Scores by layer."""
+"""Scores by layer, each with the number of its first: 0 is what the language model is given."""
 
 
 def tables(diagnosis: Diagnosis, known: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[Table]:
@@ -78,15 +78,14 @@ def tables(diagnosis: Diagnosis, known: Mapping[str, Mapping[str, Mapping[str, f
             table.add_row(label, *_numbers(diagnosis.scores[name]), *bands)
         if rows:
             yield table
-    deep = [(label, _by_layer(diagnosis.scores, path)) for path, label in LAYERS]
-    deep = [(label, found) for label, found in deep if found]
+    deep = [(label, [""] * first, _by_layer(diagnosis.scores, path)) for path, label, first in LAYERS]
+    deep = [(label, [*before, *(f"{score.value:.3f}" for score in found)]) for label, before, found in deep if found]
     if deep:
-        table = Table("", title="by layer, from the input on", title_justify="left", box=None, pad_edge=False)
-        for layer in range(max(len(found) for _, found in deep)):
+        table = Table("", title="by layer, 0 is the input", title_justify="left", box=None, pad_edge=False)
+        for layer in range(max(len(cells) for _, cells in deep)):
             table.add_column(str(layer), justify="right")
-        for label, found in deep:
-            first = [""] if label.startswith("attention") else []
-            table.add_row(label, *first, *(f"{score.value:.3f}" for score in found))
+        for label, cells in deep:
+            table.add_row(label, *cells)
         yield table
 
 

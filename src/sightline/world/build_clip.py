@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from .cards import Build, finish
+from .cards import Build, finish, load
 from .clip_data import MEAN, STD, ClipBatch, Kind, clip_batch
 from .draw import SIDE
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
@@ -251,7 +251,9 @@ def build_clip(
             build,
             model,
             clip_processor(tokenizer),
-            measure=lambda split: measure_clip(build.load(CLIPModel), tokenizer, split=split, pictures=measured),
+            measure=lambda folder, split: measure_clip(
+                load(CLIPModel, folder), tokenizer, split=split, pictures=measured
+            ),
             seconds=seconds,
             data="pictures and captions of the world's train split; which captions of a batch are true of which "
             "pictures is used, so that no true one is pushed away; no truth by patch"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .cards import Build, finish
+from .cards import Build, finish, load
 from .language import BOTH_ORDERS, ONE_ORDER
 from .lm_data import Row, Writer, draw_scene
 from .scene import Scene
@@ -146,7 +146,9 @@ def build_lm(
             build,
             model,
             tokenizer,
-            measure=lambda split: measure_lm(build.load(LlamaForCausalLM), tokenizer, split=split, scenes=measured),
+            measure=lambda folder, split: measure_lm(
+                load(LlamaForCausalLM, folder), tokenizer, split=split, scenes=measured
+            ),
             seconds=seconds,
             data="scenes of the world's train split told in lists and captions, as plain text and in vicuna_v1 chats; "
             "the world's facts; digits and sentences to copy",

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..evaluation.metrics import Estimate
 from ..files import atomic_folder, claim_empty, write_json
+from ..models.hub import quiet
 from .scene import Split
 
 CARD = "card.json"
@@ -44,9 +45,11 @@ class Build:
         """The file that holds its training while it is under way."""
         return self.out.with_name(f"{self.out.name}.training.safetensors")
 
-    def load(self, kind: type[Model]) -> Model:
-        """What was saved, in fp32."""
-        return kind.from_pretrained(self.out, dtype=torch.float32).eval()
+
+def load(kind: type[Model], folder: Path) -> Model:
+    """What was saved, in fp32."""
+    with quiet():
+        return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def weights_hash(folder: Path) -> str:
@@ -59,38 +62,37 @@ def finish(
     model: PreTrainedModel,
     text: PreTrainedTokenizerBase | ProcessorMixin,
     *,
-    measure: Callable[[Split], Scores],
+    measure: Callable[[Path, Split], Scores],
     seconds: float,
     **about: Any,
 ) -> None:
-    """Save a trained backbone in fp16, measure what was saved, and write its card.
+    """Save a trained backbone in fp16, measure what was saved, and write its card; the folder appears with all of it.
 
     Args:
-        measure: the scores on a split of what is in the folder.
+        measure: the scores on a split of the model in a folder.
         seconds: wall time of the training, on one thread.
         about: data and objective, in words.
     """
-    out = build.out
-    with atomic_folder(out) as partial:
+    with atomic_folder(build.out) as partial:
         model.half().save_pretrained(partial)
         text.save_pretrained(partial)
-    card = {
-        **about,
-        "recipe": asdict(build.recipe),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": round(seconds),
-        "device": "cpu, one thread",
-        "scores": {split: as_json(measure(split)) for split in MEASURED_ON},
-        "weights_sha256": weights_hash(out),
-        "bytes": sum(path.stat().st_size for path in out.iterdir()),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "numpy": numpy.__version__,
-            "pillow": PIL.__version__,
-        },
-    }
-    write_json(out / CARD, card)
+        card = {
+            **about,
+            "recipe": asdict(build.recipe),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "seconds": round(seconds),
+            "device": "cpu, one thread",
+            "scores": {split: as_json(measure(partial, split)) for split in MEASURED_ON},
+            "weights_sha256": weights_hash(partial),
+            "bytes": sum(path.stat().st_size for path in partial.iterdir()),
+            "versions": {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "numpy": numpy.__version__,
+                "pillow": PIL.__version__,
+            },
+        }
+        write_json(partial / CARD, card)
     build.state.unlink(missing_ok=True)
 
 

@@ -96,10 +96,11 @@ def check(
     names = [item.value for item in backbone or shipped()]
     console, missed = Console(stderr=True), 0
     with console.status("measuring") as status:
-        for finding in measure(names, split=split, sample=sample):
-            status.update(f"measuring {finding.backbone}")
-            missed += not finding.passes
-            typer.echo(json.dumps(finding.as_row()) if as_json else finding.line())
+        for name in names:
+            status.update(f"measuring {name} on {sample} scenes of {split}")
+            for finding in measure([name], split=split, sample=sample):
+                missed += not finding.passes
+                typer.echo(json.dumps(finding.as_row()) if as_json else finding.line())
     if missed:
         typer.echo(f"{missed} below the threshold")
         raise typer.Exit(1)

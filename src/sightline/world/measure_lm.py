@@ -38,6 +38,7 @@ def measure_lm(
     """
     writer = Writer(tokenizer)
     asked: list[Asked] = []
+    scene_of: list[str] = []
     for i in range(scenes):
         scene = sample_scene(seed, split, i)
         told = caption(scene, stream(seed, split, i, "caption"), view="high", places=True)
@@ -48,6 +49,7 @@ def measure_lm(
                 keys.append(f"{q.ability}_{len(scene.things)}")
             ids = [*lead, *writer.encode(q.text + writer.reply)]
             asked.append((ids, len(lead), writer.encode(f" {q.answer}")[0], keys))
+            scene_of.append(str(i))
     facts: list[Asked] = [
         (
             [BOS_ID, *writer.encode(writer.lead + fact.question + writer.reply)],
@@ -62,8 +64,9 @@ def measure_lm(
     for hit, (_, _, _, keys) in zip(near, [*asked, *facts], strict=True):
         for key in keys:
             right.setdefault(key, []).append(hit)
-    right["far"] = answers_right(model, asked, gap=GAP)
-    return {key: proportion_interval(hits) for key, hits in sorted(right.items())}
+    scores = {key: proportion_interval(hits) for key, hits in right.items()}
+    scores["far"] = proportion_interval(answers_right(model, asked, gap=GAP), scene_of)
+    return dict(sorted(scores.items()))
 
 
 @torch.no_grad()

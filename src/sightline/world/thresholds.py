@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, CLIPModel, LlamaForCausalLM
 
 from ..evaluation.metrics import Estimate
 from . import backbone_path
+from .cards import load
 from .measure_clip import measure_clip
 from .measure_lm import measure_lm
 from .scene import LETTERS, Split
@@ -91,9 +92,9 @@ def check(
         tokenizer = AutoTokenizer.from_pretrained(folder)
         measure: Callable[..., dict[str, Estimate]]
         if name.startswith("clip"):
-            model, measure, size = CLIPModel.from_pretrained(folder).float().eval(), measure_clip, "pictures"
+            model, measure, size = load(CLIPModel, folder), measure_clip, "pictures"
         else:
-            model, measure, size = LlamaForCausalLM.from_pretrained(folder).float().eval(), measure_lm, "scenes"
+            model, measure, size = load(LlamaForCausalLM, folder), measure_lm, "scenes"
         for key, score in measure(model, tokenizer, split=split, seed=seed, **{size: sample}).items():
             least, chance = LEAST.get(name, {}).get(key), CHANCE.get(name, {}).get(key)
             yield Finding(name, key, score, least, chance)
