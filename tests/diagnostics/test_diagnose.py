@@ -14,8 +14,8 @@ from sightline.diagnostics.altered import (
     with_connector,
     with_normalisation,
 )
-from sightline.diagnostics.diagnose import diagnose, flat
-from sightline.diagnostics.material import Material, read_captions
+from sightline.diagnostics.diagnose import Diagnosis, diagnose, flat
+from sightline.diagnostics.material import Material, read_captions, read_world
 from sightline.diagnostics.subject import Subject
 from sightline.diagnostics.tables import LINES, tables
 from sightline.errors import SightlineError
@@ -38,6 +38,31 @@ def test_a_world_allows_every_part(tiny_subject: Subject, material: Material, tm
     assert titles == [*Part, "by layer, 0 is the input"]
 
 
+def test_a_part_that_there_is_not(tiny_subject: Subject, material: Material):
+    with pytest.raises(SightlineError, match="no part 'word' to measure; did you mean 'words'"):
+        diagnose(tiny_subject, material, name="tiny", parts=("word",), progress=False)
+
+
+def test_a_split_without_questions_on_text_lacks_them(tiny_subject: Subject, world: Path):
+    material = read_world(world, split="novel")
+    assert material.questions and not material.text_questions
+    found = diagnose(tiny_subject, material, name="tiny", parts=("words", "kept"), progress=False)
+    assert set(found.missing) == {"kept"} and found.scores
+
+
+def test_layers_stand_under_their_numbers(tiny_subject: Subject, material: Material):
+    """Attention has no layer 0, whatever else is measured."""
+    parts = ("geometry", "attention")
+    both = diagnose(tiny_subject, material, name="tiny", parts=parts, questions=8, progress=False)
+    (alone,) = (
+        [column.header for column in table.columns if next(iter(column.cells), "") == ""]
+        for table in tables(
+            Diagnosis("tiny", "", {k: v for k, v in both.scores.items() if k.startswith("attention/mass")}, {}), {}
+        )
+    )
+    assert alone == ["0"]
+
+
 def test_what_captions_alone_do_not_allow_is_said(tiny_subject: Subject, world: Path):
     material = read_captions(world / "validation.captions.json", world / "images", most=6)
     found = diagnose(tiny_subject, material, name="tiny", progress=False)
@@ -50,6 +75,13 @@ def test_every_number_of_a_result_has_a_path():
     estimate = Estimate(0.5, 0.4, 0.6, 10)
     found = dict(flat({"a": [estimate, None], "b": {"c": 2}}, "x"))
     assert found == {"x/a/0": estimate, "x/b/c": Estimate(2.0, 2.0, 2.0, 1)}
+
+
+@pytest.mark.parametrize("rows", [[1, {"conversations": {"a": 1}}], [{"image": "a.png", "conversations": [1, 2]}], {}])
+def test_rows_that_are_no_captions_are_said_to_be_none(tmp_path: Path, rows: object):
+    (tmp_path / "odd.json").write_text(json.dumps(rows))
+    with pytest.raises(SightlineError, match="no row with one image and a caption"):
+        read_captions(tmp_path / "odd.json", tmp_path)
 
 
 def test_true_words_say_true_words(tiny_subject: Subject, material: Material):

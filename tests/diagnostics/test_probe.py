@@ -1,5 +1,7 @@
 """A probe finds what was planted in the tokens, and nothing else."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -17,10 +19,18 @@ class Planted(Subject):
         in_tokens, in_patches: attributes to plant.
     """
 
-    def __init__(self, material: Material, in_tokens: set[str], in_patches: set[str], *, whole: bool = True) -> None:
-        self.material, self.whole = material, whole
+    def __init__(
+        self, material: Material, in_tokens: set[str], in_patches: set[str], *, whole: bool = True, before: int = 0
+    ) -> None:
+        self.material, self.whole, self.before = material, whole, before
         self.planted = {"tokens": in_tokens, "patches": in_patches}
         self.calls = {"tokens": 0, "patches": 0}
+
+    image_processor = SimpleNamespace(do_resize=False, do_center_crop=False)
+
+    @property
+    def beside_grid(self):
+        return self.before
 
     def visual(self, images, *, batch_size=32):
         return self.make("tokens", len(images))
@@ -43,7 +53,7 @@ class Planted(Subject):
                     if name in self.planted[where]:
                         tokens[place, width + words.index(word)] += 1
             width += len(words)
-        return tokens
+        return torch.cat([torch.zeros(self.before, 40), tokens])
 
 
 def test_the_probe_reads_what_is_in_the_tokens_and_only_that(wide):
@@ -56,6 +66,15 @@ def test_the_probe_reads_what_is_in_the_tokens_and_only_that(wide):
     assert shape.lost is not None and shape.lost.low > 0.2  # the connector lost it
     assert colour.lost is not None and abs(colour.lost.value) < 0.1
     assert (colour.classes, shape.classes) == (8, 6)
+
+
+def test_a_class_token_is_left_out_and_a_cut_image_refused(wide):
+    plain, beside = (Planted(wide, {"colour"}, {"colour"}, before=before) for before in (0, 1))
+    assert measure_probe(plain, wide, progress=False) == measure_probe(beside, wide, progress=False)
+    cut = Planted(wide, {"colour"}, {"colour"})
+    cut.image_processor = SimpleNamespace(do_resize=False, do_center_crop=True, crop_size={"width": 48, "height": 48})
+    with pytest.raises(SightlineError, match="a model that sees whole images"):
+        measure_probe(cut, wide, progress=False)
 
 
 def test_intervals_count_images(material):

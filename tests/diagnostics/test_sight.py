@@ -1,6 +1,7 @@
 """Whether answers use the image, asked of models of which that is known."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,9 @@ class Known(Subject):
         first: look at the first patch alone, so that the order of patches matters.
         mistaken: the share of pictures whose tokens say the next colour.
     """
+
+    beside_grid = 0
+    image_processor = SimpleNamespace(do_resize=False, do_center_crop=False)
 
     def __init__(self, *, blind: bool = False, first: bool = False, mistaken: float = 0.0) -> None:
         self.blind, self.first, self.mistaken = blind, first, mistaken

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SightlineError
+from ..errors import SightlineError, did_you_mean
 from ..evaluation.metrics import Estimate
 from ..files import write_json
 from . import Part
@@ -47,7 +47,7 @@ def diagnose(
     material: Material,
     *,
     name: str,
-    parts: Sequence[Part] = tuple(Part),
+    parts: Sequence[str] = tuple(Part),
     untouched: str | None = None,
     questions: int = 400,
     seed: int = 0,
@@ -57,9 +57,16 @@ def diagnose(
 
     Args:
         name: what the model is called in the result.
+        parts: names of `Part`.
         untouched: the language model before any alignment, for `kept`.
-        questions: most questions to ask for each part, spread over all.
+        questions: most questions to ask for each part but `cause`, which needs those about one item; spread over all.
+
+    Raises:
+        SightlineError: for a part that there is not.
     """
+    if strange := [part for part in parts if part not in list(Part)]:
+        near = did_you_mean(strange[0], list(Part)) or "."
+        raise SightlineError(f"there is no part '{strange[0]}' to measure{near} There are {', '.join(Part)}.")
     asked = take(material.questions, questions)
     measures: dict[Part, tuple[str, Callable[[], Any]]] = {
         Part.words: (
@@ -96,7 +103,7 @@ def diagnose(
     scores: dict[str, Estimate] = {}
     missing: dict[str, str] = {}
     for part in parts:
-        lack, measure = measures[part]
+        lack, measure = measures[Part(part)]
         if lack:
             missing[str(part)] = f"{material.name} has {lack}"
             continue

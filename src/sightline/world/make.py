@@ -44,7 +44,7 @@ from .scene import (
     stream,
 )
 
-VERSION = 2
+VERSION = 3
 """Of the world: another number means that the same seed gives other data."""
 PATCH = 16
 """Width of the patches that `truth/` is written for, in pixels; `draw.patch_truth` computes it for any."""
