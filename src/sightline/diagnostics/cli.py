@@ -26,7 +26,7 @@ def diagnose(
         str | None, typer.Option(help="The language model before alignment, to see what was forgotten.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write all numbers to this JSON.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
     """Measure the alignment of a model: any that Sightline trained, and any stock LLaVA.
 
@@ -49,6 +49,7 @@ def diagnose(
 
     from rich.console import Console
 
+    from ..train.processes import pick_device
     from .diagnose import diagnose as measure
     from .diagnose import references
     from .material import read_captions, read_world
@@ -56,7 +57,7 @@ def diagnose(
     from .tables import tables
 
     console = Console(stderr=True)
-    subject = Subject(model, device=device)
+    subject = Subject(model, device=pick_device(device))
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
             from ..world.make import make_world

@@ -40,19 +40,18 @@ def lens(
     `sightline lens runs/demo/model validation/000003.png --data data/world`
     """
     from ..data.images import load_image
+    from ..train.processes import pick_device
     from .lens import look, read_word_list, vocabulary_words
     from .lens_figure import write_png
     from .lens_page import write_page
     from .material import find_case
+    from .subject import Subject
 
     case = find_case(data, image) if data is not None else None
     file = case.image if case is not None else image
     picture = load_image(file)
     file_of_words = words or (data / "words.txt" if data is not None else None)
     listed = read_word_list(file_of_words) if file_of_words is not None else None
-    from ..train.processes import pick_device
-    from .subject import Subject
-
     subject = Subject(model, device=pick_device(device))
     candidates = listed if listed is not None else vocabulary_words(subject.tokenizer)
     seen = look(subject, picture, candidates, case=case, top=top)
