@@ -157,10 +157,13 @@ def test_cards_numbers_of_clips_hold_on_a_small_sample(clip: tuple[str, CLIPMode
     """Shares of patches count as many cases as pictures: patches of one picture are alike."""
     name, model = clip
     tokenizer = build_tokenizer(append_eos=True, max_length=MAX_TEXT)
-    scores = measure_clip(model, tokenizer, pictures=64, probe_pictures=64)
+    scores = measure_clip(model, tokenizer, pictures=64, probe_pictures=256)
     fitted = {key for key in scores if key.startswith(("probe", "fine"))}  # a probe is worse on fewer pictures
     off = [k for k, s in scores.items() if k not in fitted and not within(name, k, s.value, min(s.n, 64))]
     assert off == []
+    for key, least in LEAST.get(name, {}).items():
+        n = min(scores[key].n, 64)
+        assert scores[key].value > least - SLACK * (least * (1 - least) / n) ** 0.5, key
     assert scores["fine_low"].low <= 1 / 16 <= scores["fine_low"].high
 
 
@@ -168,6 +171,8 @@ def test_cards_numbers_of_language_models_hold_on_a_small_sample(lm: tuple[str, 
     name, model = lm
     scores = measure_lm(model, build_tokenizer(), scenes=40)
     assert [key for key, score in scores.items() if not within(name, key, score.value, score.n)] == []
+    for key, least in LEAST[name].items():
+        assert scores[key].value > least - SLACK * (least * (1 - least) / scores[key].n) ** 0.5, key
 
 
 def build(name: str, out: Path, steps: int = 4) -> None:

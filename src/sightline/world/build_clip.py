@@ -23,7 +23,7 @@ from .cards import Build, finish, load
 from .clip_data import MEAN, STD, ClipBatch, Kind, clip_batch
 from .draw import SIDE
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
-from .training import Descent, Progress, descend, one_thread
+from .training import Descent, Progress, descend, ends_with_its_parent, one_thread
 
 MAX_TEXT = 80
 BOX = 4
@@ -68,7 +68,11 @@ class ClipRecipe:
 CONTRAST_ONLY = ClipRecipe(
     steps=5000, early={"picture": 1.0}, late={"picture": 1.0}, shorten=0.0, wrong=0, word_term=False
 )
-"""Pictures and their captions, InfoNCE, and nothing else."""
+"""Pictures and their captions, InfoNCE, and nothing else but that a true caption is never pushed away."""
+CELLS = (
+    "cells of single items (squares of 2 x 2 patches at their place) and quarters of the high view, with what is in "
+    "them; which of a cell's patches shows what is not told"
+)
 
 
 def clip_config(tokenizer: PreTrainedTokenizerFast, recipe: ClipRecipe) -> CLIPConfig:
@@ -201,6 +205,7 @@ class Steps(Dataset[ClipBatch]):
             num_workers=1,
             prefetch_factor=8,
             multiprocessing_context="fork",
+            worker_init_fn=ends_with_its_parent,
         )
         return iter(loader)
 
@@ -249,6 +254,7 @@ def build_clip(
         plain = not recipe.word_term and not recipe.wrong
         finish(
             build,
+            "clip-contrast" if plain else "clip",
             model,
             clip_processor(tokenizer),
             measure=lambda folder, split: measure_clip(
@@ -256,8 +262,8 @@ def build_clip(
             ),
             seconds=seconds,
             data="pictures and captions of the world's train split; which captions of a batch are true of which "
-            "pictures is used, so that no true one is pushed away; no truth by patch"
-            + ("" if plain else "; cells of single items and quarters of the high view, with what is in them"),
+            "pictures is used, so that no true one is pushed away"
+            + ("; nothing about places" if plain else f"; {CELLS}"),
             objective="InfoNCE"
             + ("" if plain else ", a term for each content word, captions with one attribute wrong"),
         )

@@ -144,6 +144,7 @@ def build_lm(
         )
         finish(
             build,
+            "lm",
             model,
             tokenizer,
             measure=lambda folder, split: measure_lm(

@@ -1,10 +1,11 @@
 """Saving a backbone with its card: what it was trained on, how, and what it measures."""
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy
 import PIL
@@ -12,10 +13,12 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..errors import SightlineError
 from ..evaluation.metrics import Estimate
 from ..files import atomic_folder, claim_empty, write_json
 from ..models.hub import quiet
-from .scene import Split
+from . import Split
+from .thresholds import Finding, judge
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -31,7 +34,7 @@ class Build:
     """A backbone being built.
 
     Raises:
-        SightlineError: if its folder holds files already.
+        SightlineError: if its folder holds files already, or nothing can be written beside it.
     """
 
     out: Path
@@ -39,6 +42,15 @@ class Build:
 
     def __post_init__(self) -> None:
         claim_empty(self.out, "a backbone")
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.out.parent):
+                pass
+        except OSError as error:
+            raise SightlineError(
+                f"nothing can be written beside '{self.out}' ({error.strerror}), so nothing was trained. Name another "
+                "folder with --out."
+            ) from None
 
     @property
     def state(self) -> Path:
@@ -59,6 +71,7 @@ def weights_hash(folder: Path) -> str:
 
 def finish(
     build: Build,
+    name: Literal["clip", "clip-contrast", "lm"],
     model: PreTrainedModel,
     text: PreTrainedTokenizerBase | ProcessorMixin,
     *,
@@ -69,20 +82,22 @@ def finish(
     """Save a trained backbone in fp16, measure what was saved, and write its card; the folder appears with all of it.
 
     Args:
+        name: whose thresholds stand beside its scores on `validation`.
         measure: the scores on a split of the model in a folder.
         seconds: wall time of the training, on one thread.
         about: data and objective, in words.
     """
     with atomic_folder(build.out) as partial:
-        model.half().save_pretrained(partial)
-        text.save_pretrained(partial)
+        with quiet():
+            model.half().save_pretrained(partial)
+            text.save_pretrained(partial)
         card = {
             **about,
             "recipe": asdict(build.recipe),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "seconds": round(seconds),
             "device": "cpu, one thread",
-            "scores": {split: as_json(measure(partial, split)) for split in MEASURED_ON},
+            "scores": {split: _rows(name, split, measure(partial, split)) for split in MEASURED_ON},
             "weights_sha256": weights_hash(partial),
             "bytes": sum(path.stat().st_size for path in partial.iterdir()),
             "versions": {
@@ -96,9 +111,7 @@ def finish(
     build.state.unlink(missing_ok=True)
 
 
-def as_json(scores: Scores) -> dict[str, dict[str, float]]:
+def _rows(name: str, split: Split, scores: Scores) -> dict[str, dict[str, float | bool]]:
     """Scores as a card holds them."""
-    return {
-        name: {"share": round(e.value, 4), "low": round(e.low, 4), "high": round(e.high, 4), "n": e.n}
-        for name, e in scores.items()
-    }
+    found = {key: judge(name, key, e) if split == "validation" else Finding(name, key, e) for key, e in scores.items()}
+    return {key: finding.as_row() for key, finding in found.items()}

@@ -58,7 +58,7 @@ def make(
 @app.command()
 def sheet(
     out: Annotated[Path, typer.Argument(help="The PNG to write.", metavar="FILE")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the scenes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the scenes.")] = 0,
     split: Annotated[Split, typer.Option(help="Which scenes.")] = "train",
     first: Annotated[int, typer.Option(min=0, help="Number of the first scene.")] = 0,
     count: Annotated[int, typer.Option(min=1, max=40, help="How many scenes.")] = 6,
@@ -91,7 +91,7 @@ def check(
 
     from rich.console import Console
 
-    from .thresholds import check as measure
+    from .check import check as measure
 
     names = [item.value for item in backbone or shipped()]
     console, missed = Console(stderr=True), 0
@@ -100,38 +100,56 @@ def check(
             status.update(f"measuring {name} on {sample} scenes of {split}")
             for finding in measure([name], split=split, sample=sample):
                 missed += not finding.passes
-                typer.echo(json.dumps(finding.as_row()) if as_json else finding.line())
+                row = {"backbone": name, "score": finding.name} | finding.as_row()
+                typer.echo(json.dumps(row) if as_json else finding.line())
     if missed:
         typer.echo(f"{missed} below the threshold")
         raise typer.Exit(1)
+
+
+LINE_EVERY = 30.0
+"""Seconds between lines about a build where there is no terminal for a bar."""
 
 
 @app.command()
 def build(
     backbone: Annotated[Backbone, typer.Argument(help="Two CLIPs and two language models; see `docs/world.md`.")],
     out: Annotated[Path | None, typer.Option(help="A new or empty folder.", show_default="backbones/NAME")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and the training data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the initial weights and the training data.")] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps.", show_default="those of the one shipped")
     ] = None,
 ) -> None:
     """Train a tiny backbone of the world again, on one CPU thread with another that draws its data.
 
-    The package ships all of them, so this is not needed to use them. The folder holds a standard `CLIPModel` or
-    `LlamaForCausalLM`, and `card.json` with its recipe, its time and what it measures. Stopped or killed, the same
+    What ships need not be built to be used. The folder holds a standard `CLIPModel` or `LlamaForCausalLM`, and
+    `card.json` with its recipe, its time, and what it measures beside its thresholds. Stopped or killed, the same
     command goes on where it was, to the same weights. Example: `sightline world build clip --steps 200`
     """
+    import time
     from dataclasses import replace
 
+    from rich.console import Console
     from rich.progress import Progress
 
-    out = out or Path("backbones") / backbone.value
-    with Progress(transient=True) as bar:
+    out, console = out or Path("backbones") / backbone.value, Console(stderr=True)
+    began = said = time.monotonic()
+    first: int | None = None
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"training {backbone.value}")
 
         def advance(done: int, total: int, loss: float) -> None:
-            description = f"training {backbone.value}, loss {loss:.3f}"
-            bar.update(task, completed=done, total=total, description=description)
+            nonlocal first, said
+            first = done if first is None else first
+            if done == total:
+                bar.update(task, completed=0, total=None, description=f"measuring {backbone.value}")
+            else:
+                bar.update(task, completed=done, total=total, description=f"training {backbone.value}, loss {loss:.3f}")
+            now = time.monotonic()
+            if not console.is_terminal and now - said > LINE_EVERY and done > first:
+                left = (now - began) / (done - first) * (total - done) / 60
+                typer.echo(f"step {done} of {total}  loss {loss:.3f}  {left:.0f} min left", err=True)
+                said = now
 
         if backbone.value.startswith("clip"):
             from .build_clip import CONTRAST_ONLY, ClipRecipe, build_clip

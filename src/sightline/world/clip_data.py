@@ -1,8 +1,8 @@
 """What the world's CLIP learns from: pictures, quarters of the high view and cells, with captions full or short.
 
-No truth by patch is used. Two weaker kinds of truth are, and the backbone's card says so: where single items stand (a
-crop is a cell, or a quarter with what is in it), and which captions of a batch are true of which pictures, so that a
-true one is never pushed away.
+No truth by patch is used: which patch of a picture shows what is never told. Two weaker kinds of truth are, and the
+backbone's card says so: where single items stand (a crop is a cell, a square of 2 x 2 patches, or a quarter with what
+is in it), and which captions of a batch are true of which pictures, so that a true one is never pushed away.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ from typing import Any
 
 from ..errors import SightlineError
 from ..files import atomic_folder, claim_empty, write_json
-from .claims import GRADES, Claim, grade_of, graded_caption, statements_of
+from .claims import GRADES, graded_caption
 from .draw import SIDE, View, patch_truth, render
 from .language import ABILITIES, CAPTION_REQUESTS, caption, questions
 from .lexicon import DISTRACTORS, content_words, world_facts
@@ -44,6 +44,8 @@ from .scene import (
     stream,
 )
 
+MOST_SEED = 2**63 - 1
+"""Beyond it, numpy's generator would take many seeds for one."""
 VERSION = 3
 """Of the world: another number means that the same seed gives other data."""
 PATCH = 16
@@ -116,8 +118,10 @@ def make_world(
 
 
 def _check(seed: int, sizes: dict[Split, int]) -> None:
-    if seed < 0:
-        raise SightlineError(f"the seed is {seed}. Scenes are drawn from whole numbers from 0 on. Try: --seed 0")
+    if not 0 <= seed <= MOST_SEED:
+        raise SightlineError(
+            f"the seed is {seed}. Scenes are drawn from whole numbers from 0 to 2^63 - 1. Try: --seed 0"
+        )
     for split, size in sizes.items():
         if not 1 <= size <= 999_999:
             raise SightlineError(
@@ -173,13 +177,12 @@ def _caption_row(seed: int, split: Split, index: int, scene: Scene, view: View) 
 
 
 def _noisy_row(seed: int, split: Split, index: int, scene: Scene, clean: dict[str, Any], view: View) -> dict[str, Any]:
-    """The clean row in every second case, else one of another grade; how much of it is true is written with it."""
+    """A clean caption in every second case, else one of another grade, none with places: nothing but what is seen tells
+    grades apart. How much of it is true is written with it."""
     rng = stream(seed, split, index, "noise")
     request, answer = clean["conversations"]
-    if rng.integers(2):
-        graded = grade_of(Claim(answer["value"], statements_of(scene, view)), "clean", scene, view)
-    else:
-        graded = graded_caption(scene, choose(rng, GRADES[1:]), rng, view)
+    grade = "clean" if rng.integers(2) else choose(rng, GRADES[1:])
+    graded = graded_caption(scene, grade, rng, view)
     noise = {"grade": graded.grade, "stated": graded.stated, "true": graded.true, "left_out": graded.left_out}
     return clean | {"conversations": [request, answer | {"value": graded.text}]} | noise
 

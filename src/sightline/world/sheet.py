@@ -13,6 +13,8 @@ from .draw import VIEWS, render
 from .language import questions
 from .scene import Scene, Split, sample_scene, stream
 
+APART = 5
+"""Between the numbers of two scenes of a sheet."""
 WIDTH = 118
 """Characters in a line of text."""
 
@@ -21,13 +23,13 @@ def draw_sheet(out: Path, *, seed: int = 0, split: Split = "train", first: int =
     """Write the sheet as PNG, whole or not at all: a row for each scene, its two views and its sentences.
 
     Args:
-        first: number of the first scene.
+        first: number of the first scene; each fifth one follows, so that numbers of things and kinds of questions vary.
         count: how many scenes.
     """
     figure = Figure(figsize=(15, 3.6 * count))
     figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.25 / (3.6 * count), bottom=0.01, wspace=0.03, hspace=0.12)
     grid: Any = figure.subplots(count, 3, squeeze=False, width_ratios=[1, 1, 2.6])
-    for row, index in zip(grid, range(first, first + count), strict=True):
+    for row, index in zip(grid, range(first, first + APART * count, APART), strict=True):
         scene = sample_scene(seed, split, index)
         for axes, view in zip(row[:2], VIEWS, strict=True):
             picture = render(scene, view)

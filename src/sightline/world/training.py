@@ -1,7 +1,10 @@
 """What the builds of the backbones share: one thread, one seed, and steps that can stop and go on."""
 
+import ctypes
 import hashlib
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +18,12 @@ from safetensors.torch import save
 
 from ..errors import SightlineError
 from ..files import write_bytes
+from ..train.signals import Stopped, listening
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with the steps done, the steps in all and the loss."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl: the signal that a process gets when its parent ends."""
 SAVE_EVERY = 30.0
 """Seconds between two states of a training that go to disk."""
 
@@ -32,6 +38,14 @@ class Descent:
     weight_decay: float
     rate: Callable[[int], float]
     """The learning rate of a step as a share of the highest."""
+
+
+def ends_with_its_parent(_: int) -> None:
+    """A process that draws data leaves Ctrl-C to the one that trains, and goes when that was killed; elsewhere than on
+    Linux it may stay then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
@@ -68,6 +82,7 @@ def descend(
 
     Raises:
         SightlineError: if `state` belongs to another training, or cannot be read.
+        Stopped: if SIGTERM or Ctrl-C asked for it; `state` was written.
     """
     assert is_dataclass(recipe) and not isinstance(recipe, type)
     name = hashlib.sha256(json.dumps([asdict(recipe), torch.__version__], sort_keys=True).encode()).hexdigest()
@@ -77,20 +92,24 @@ def descend(
     done, spent = _restore(state, name, model, optimizer) if state.exists() else (0, 0.0)
     began = saved = time.monotonic()
     model.train()
-    for step in range(done, how.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = how.lr * how.rate(step)
-        loss = loss_of(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        now = time.monotonic()
-        if now - saved > SAVE_EVERY and step + 1 < how.steps:
-            _save(state, {"name": name, "done": step + 1, "seconds": spent + now - began}, model, optimizer)
-            saved = now
-        if progress:
-            progress(step + 1, how.steps, loss.item())
+    with listening() as stop:
+        for step in range(done, how.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = how.lr * how.rate(step)
+            loss = loss_of(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            now = time.monotonic()
+            if (stop or now - saved > SAVE_EVERY) and step + 1 < how.steps:
+                _save(state, {"name": name, "done": step + 1, "seconds": spent + now - began}, model, optimizer)
+                saved = now
+            if progress:
+                progress(step + 1, how.steps, loss.item())
+            if stop and step + 1 < how.steps:
+                at = f"after step {step + 1} of {how.steps}"
+                raise Stopped(f"stopped {at}; nothing is lost. Go on with the same command.", stop.signum)
     model.eval()
     return spent + time.monotonic() - began
 
