@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sightline.errors import SightlineError
+from sightline.train.signals import Stopped
 from sightline.world import training
 from sightline.world.training import Descent, descend, one_thread
 
@@ -85,6 +87,44 @@ def test_a_descent_is_adamw_down_a_clipped_gradient(state: Path):
     assert min(norms) < 1 < max(norms)
     assert torch.equal(weights(ours), weights(theirs))
     assert not torch.equal(weights(ours), weights(network()))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_asked_to_stop_saves_first(state: Path, signum: signal.Signals):
+    whole, model = network(), network()
+    train(whole, state)
+
+    def ask(step: int) -> Tensor:
+        if step == 2:
+            os.kill(os.getpid(), signum)
+        return loss_on(model)(step)
+
+    with pytest.raises(Stopped, match="after step 3 of 6; nothing is lost") as stopped:
+        descend(model, ask, HOW, state=state, recipe=Recipe())
+    assert stopped.value.exit_code == 128 + signum and state.exists()
+    model = network()
+    train(model, state)
+    assert torch.equal(weights(model), weights(whole))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_killed_build_leaves_no_process_behind(tmp_path: Path):
+    """The one that draws data would wait forever for someone to take it."""
+    code = (
+        "from sightline.world.build_clip import ClipRecipe, Steps; batches = Steps(ClipRecipe()).ahead(0); "
+        "next(batches); print('drawn', flush=True); input()"
+    )
+    build = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert build.stdout is not None and build.stdout.readline() == "drawn\n"
+    (child,) = Path(f"/proc/{build.pid}/task/{build.pid}/children").read_text().split()
+    build.kill()
+    build.wait()
+    end = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
 
 
 @pytest.mark.usefixtures("save_each_step")
