@@ -107,26 +107,6 @@ def test_a_training_that_is_asked_to_stop_saves_first(state: Path, signum: signa
     assert torch.equal(weights(model), weights(whole))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-def test_a_killed_build_leaves_no_process_behind(tmp_path: Path):
-    """The one that draws data would wait forever for someone to take it."""
-    code = (
-        "from sightline.world.build_clip import ClipRecipe, Steps; batches = Steps(ClipRecipe()).ahead(0); "
-        "next(batches); print('drawn', flush=True); input()"
-    )
-    build = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    )
-    assert build.stdout is not None and build.stdout.readline() == "drawn\n"
-    (child,) = Path(f"/proc/{build.pid}/task/{build.pid}/children").read_text().split()
-    build.kill()
-    build.wait()
-    end = time.monotonic() + 20
-    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{child}").exists()
-
-
 @pytest.mark.usefixtures("save_each_step")
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(stop: int, state: Path, tmp_path: Path):
