@@ -16,6 +16,7 @@ SHORTER = {
     ("demo",): ["--short"],
     ("world", "make"): ["--train", "48", "--validation", "16", "--test", "16", "--novel", "16"],
     ("train",): ["stages.0.steps=3", "stages.1.steps=3"],
+    ("diagnose",): ["--most", "12"],
 }
 
 

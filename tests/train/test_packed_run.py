@@ -23,10 +23,10 @@ def test_a_packed_run_is_the_same_run(tiny: dict[str, Path], pictures: Path, tmp
         folder = train(made.model_copy(update={"stages": stages}), quiet=True)
         losses.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
         assert bool(packed) == packing
-    of_stage_1 = 12
+    of_stage_1 = 13
     assert losses[0][:of_stage_1] == pytest.approx(losses[1][:of_stage_1], rel=1e-5)
     assert losses[0] == pytest.approx(losses[1], rel=1e-2), "the language model of stage 2 has dropout"
-    assert len(packed) == 6 + 7 + 6 * 3, "micro-batches of stage 1, of stage 2, of six validations"
+    assert len(packed) == 6 + 7 + 7 * 3, "micro-batches of stage 1, of stage 2, of seven validations"
 
 
 def test_packing_is_refused_where_rows_cannot_be_kept_apart(tiny, pictures, tmp_path, monkeypatch) -> None:
