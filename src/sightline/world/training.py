@@ -101,13 +101,13 @@ def descend(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            now = time.monotonic()
-            if (stop or now - saved > SAVE_EVERY) and step + 1 < how.steps:
+            now, asked = time.monotonic(), bool(stop) and step + 1 < how.steps
+            if asked or (now - saved > SAVE_EVERY and step + 1 < how.steps):
                 _save(state, {"name": name, "done": step + 1, "seconds": spent + now - began}, model, optimizer)
                 saved = now
             if progress:
                 progress(step + 1, how.steps, loss.item())
-            if stop and step + 1 < how.steps:
+            if asked:
                 at = f"after step {step + 1} of {how.steps}"
                 raise Stopped(f"stopped {at}; nothing is lost. Go on with the same command.", stop.signum)
     model.eval()
