@@ -102,15 +102,15 @@ def diagnose(
     }
     scores: dict[str, Estimate] = {}
     missing: dict[str, str] = {}
-    for part in parts:
-        lack, measure = measures[Part(part)]
+    for part in map(Part, parts):
+        lack, measure = measures[part]
         if lack:
-            missing[str(part)] = f"{material.name} has {lack}"
+            missing[part] = f"{material.name} has {lack}"
             continue
         try:
             scores |= dict(flat(measure(), part))
         except SightlineError as error:
-            missing[str(part)] = str(error)
+            missing[part] = str(error)
     return Diagnosis(name, material.name, scores, missing)
 
 
