@@ -15,7 +15,6 @@ from ..data.images import load_image, to_rgb
 from ..errors import SightlineError
 from .material import Material
 from .subject import Prompted, Subject
-from .view import truth_seen
 
 
 class Altered(Subject, ABC):
@@ -57,16 +56,15 @@ class TrueWords(Altered):
         case = self.cases.get(to_rgb(image).tobytes())
         if case is None:  # a blank image, say: nothing is true of it
             return visual
-        before = self.beside_grid
-        truth = truth_seen(self.image_processor, case, image.size, len(visual) - before)
+        truth = self.truth(case, image, visual)
         if not truth:
             raise SightlineError(
-                f"what {len(visual) - before} visual tokens of image '{case.id}' show is not known: the model sees a "
+                f"what {len(self.grid(visual))} visual tokens of image '{case.id}' show is not known: the model sees a "
                 "part of it, or its tokens are no grid that divides the truth's patches. True words need both."
             )
         side = round(len(truth) ** 0.5)
         words = [token.words[sum(divmod(place, side)) % len(token.words)] for place, token in enumerate(truth)]
-        return torch.cat([visual[:before], self.words(words).to(visual)])
+        return torch.cat([visual[: self.beside_grid], self.words(words).to(visual)])
 
 
 class ShuffledPatches(Altered):

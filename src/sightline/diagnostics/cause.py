@@ -30,7 +30,6 @@ from ..progress import watched
 from .geometry import unit
 from .material import Material, TokenTruth
 from .subject import Subject
-from .view import truth_seen
 
 MUCH = 0.5
 """Share of an item's best covered token that a token must be covered to count as the item's."""
@@ -139,9 +138,8 @@ def measure_cause(
         here: list[_Item] = []
         for row, question in enumerate(batch):
             about = material.asked[question.id]
-            case, size, before = cases[question.images[0]], images[row].size, subject.beside_grid
-            truth = truth_seen(subject.image_processor, case, size, len(visual[row]) - before)
-            places = [before + place for place in tokens_of(truth, about.item)]
+            truth = subject.truth(cases[question.images[0]], images[row], visual[row])
+            places = [subject.beside_grid + place for place in tokens_of(truth, about.item)]
             if places:
                 nearest = nearest_word(visual[row][places], words[about.attribute])
                 group = material.groups[about.attribute]

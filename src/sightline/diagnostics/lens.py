@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import SightlineError
 from .material import Case
 from .subject import Subject
-from .view import grid_of, seen_box, seen_image, truth_seen
+from .view import grid_of, seen_box, seen_image
 from .words import nearest_words, words_known
 
 SIDE, CELL = 960, 64
@@ -86,10 +86,11 @@ def look(subject: Subject, image: Image.Image, words: Sequence[str], *, case: Ca
     words = tuple(dict.fromkeys(words))
     if not words:
         raise SightlineError("the list of words is empty, so no token has a nearest one. Give at least one word.")
-    visual = subject.visual([image])[0][subject.beside_grid :]
-    grid = grid_of(len(visual))
-    near, scores = nearest_words(visual, subject.words(words), top=top)
-    truth = truth_seen(subject.image_processor, case, image.size, len(visual)) if case is not None else ()
+    (visual,) = subject.visual([image])
+    on_grid = subject.grid(visual)
+    grid = grid_of(len(on_grid))
+    near, scores = nearest_words(on_grid, subject.words(words), top=top)
+    truth = subject.truth(case, image, visual) if case is not None else ()
     box = seen_box(subject.image_processor, image.size)
     cells = []
     for token, (numbers, cosines) in enumerate(zip(near.tolist(), scores.tolist(), strict=True)):

@@ -11,7 +11,6 @@ from ..errors import SightlineError
 from ..progress import watched
 from .material import Case, Material, TokenTruth, words_of
 from .subject import Subject, inside_a_sentence
-from .view import truth_seen
 from .words import Right, WordScores, nearest_words, recall, right, tacs, tacs_against, truth_table
 
 
@@ -49,9 +48,9 @@ def measure_words(
     for batch in watched(range(len(cases)), "words of visual tokens", batch_size=batch_size, progress=progress):
         images = [load_image(cases[number].image) for number in batch]
         for number, image, tokens in zip(batch, images, subject.visual(images, batch_size=batch_size), strict=True):
-            grid = tokens[subject.beside_grid :]
+            grid = subject.grid(tokens)
             near.append(nearest_words(grid, table, top=top)[0].cpu())
-            truth.append(truth_seen(subject.image_processor, cases[number], image.size, len(grid)))
+            truth.append(subject.truth(cases[number], image, tokens))
             for name, numbers in groups.items():
                 chosen[name].append(nearest_words(grid, table[numbers])[0][:, 0].cpu())
             if number in after:

@@ -20,7 +20,6 @@ from ..evaluation.metrics import Estimate, paired_difference, proportion_interva
 from ..progress import watched
 from .material import COVERED, Case, Material, TokenTruth
 from .subject import Subject
-from .view import truth_seen
 
 GROUND = "background"
 """The attribute that is asked of tokens without an item."""
@@ -134,8 +133,7 @@ def _seen(
 ) -> list[_Seen]:
     found = []
     for case, image, mine in zip(cases, images, tokens, strict=True):
-        grid = mine[subject.beside_grid :].float().cpu()
-        found.append(_Seen(case.id, grid, truth_seen(subject.image_processor, case, image.size, len(grid))))
+        found.append(_Seen(case.id, subject.grid(mine).float().cpu(), subject.truth(case, image, mine)))
     return found
 
 

@@ -20,6 +20,8 @@ from ..errors import SightlineError
 from ..generation import Assistant
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.towers import tower_spec
+from .material import Case, TokenTruth
+from .view import truth_seen
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,14 @@ class Subject:
         own = isinstance(self.model, SightlineForConditionalGeneration)
         taken = config.vision_select if own else config.vision_feature_select_strategy
         return tower_spec(config.vision_config).prefix if taken == "full" else 0
+
+    def grid(self, visual: Float[Tensor, "tokens d"]) -> Float[Tensor, "grid d"]:
+        """An image's tokens, or its patches, without those that stand before its grid."""
+        return visual[self.beside_grid :]
+
+    def truth(self, case: Case, image: Image.Image, visual: Float[Tensor, "tokens d"]) -> tuple[TokenTruth, ...]:
+        """What each token of an image's grid shows; empty where that is not known, or the model sees but a part."""
+        return truth_seen(self.image_processor, case, image.size, len(self.grid(visual)))
 
     @property
     def ends(self) -> list[int]:
