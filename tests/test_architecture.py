@@ -88,7 +88,8 @@ def test_the_core_knows_nothing_of_what_uses_it(path):
         ("registration", set()),
         ("objectives", {"types", "errors"}),
         ("data", {"types", "errors", "methods", "data", "files"}),
-        ("methods", {"types", "errors", "methods", "objectives", "data", "models", "files"}),
+        ("annotate", {"types", "errors", "data", "models", "files", "progress", "methods", "annotate"}),
+        ("methods", {"types", "errors", "methods", "objectives", "data", "models", "files", "annotate", "config"}),
         ("checkpoints", {"types", "errors", "files", "data", "models", "methods", "checkpoints", "__version__"}),
     ],
 )

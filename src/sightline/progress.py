@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 PATIENCE = 2.0
@@ -31,3 +32,25 @@ def watched(items: Sequence[T], what: str, *, batch_size: int, progress: bool = 
                 bar.start()
     finally:
         bar.stop()
+
+
+@contextmanager
+def reading_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that draws a bar on a terminal once two seconds have passed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(TextColumn(title), BarColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    task = bar.add_task(title)
+    began = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if not bar.live.is_started and bar.console.is_terminal and time.monotonic() - began > PATIENCE:
+            bar.start()
+
+    try:
+        yield progress
+    finally:
+        if bar.live.is_started:  # stopping one that never started would print an empty line
+            bar.stop()

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import parts
 from sightline.checkpoints import save_model
 from sightline.data.templates import get_template
-from sightline.diagnostics.lens import Cell, Lens, look, read_word_list, vocabulary_words
+from sightline.data.words import read_word_list
+from sightline.diagnostics.lens import Cell, Lens, look, vocabulary_words
 from sightline.diagnostics.lens_cli import lens as lens_command
 from sightline.diagnostics.lens_figure import PLATES, draw
 from sightline.diagnostics.lens_page import render

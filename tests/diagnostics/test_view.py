@@ -9,8 +9,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from sightline.data.view import Box, seen_box, seen_image
+from sightline.diagnostics.lens import grid_of
 from sightline.diagnostics.material import Case, TokenTruth
-from sightline.diagnostics.view import Box, grid_of, seen_box, seen_image, truth_seen
+from sightline.diagnostics.subject import truth_seen
 from sightline.errors import SightlineError
 
 SQUARE = {"height": 32, "width": 32}

@@ -9,9 +9,10 @@ from torch.nn.functional import normalize
 import parts
 from sightline.checkpoints import save_model
 from sightline.data.templates import get_template
+from sightline.data.words import inside_a_sentence
 from sightline.diagnostics.material import Case, Material, TokenTruth, find_case, read_world
 from sightline.diagnostics.measure_words import measure_words
-from sightline.diagnostics.subject import Subject, inside_a_sentence
+from sightline.diagnostics.subject import Subject
 from sightline.diagnostics.words import nearest_words, recall, right, tacs, tacs_against, truth_table
 from sightline.errors import SightlineError
 from sightline.models.assemble import assemble

@@ -97,7 +97,7 @@ def test_toy_trains_its_own_parts_and_its_losses_are_counted_apart(tiny: dict[st
     assembly = assembly_with(tiny, {"name": "toy:Toy", "strength": 2.0}, {"name": "toy:Nudge"})
     rows = rows_of(assembly, pictures)
     batch = collate([rows[(0, i)] for i in range(14)], pad_id=rows.processor.pad_id)
-    objective = Objective(assembly.model, {"toy/answer": 0.5, "toy/spread": 0.1})
+    objective = Objective(assembly.model, {"toy/answer": 0.5, "toy/norm": 1.0, "toy/spread": 0.1})
     sums, counts = objective(batch), objective.counts(batch)
     kinds = assembly.model.model.methods.kinds
     for kind in ("answer", "toy/answer"):
@@ -141,7 +141,7 @@ def test_every_subset_steps_saves_loads_and_generates(
     assembly = assembly_with(tiny, *({"name": f"toy:{name}"} for name in names))
     rows = rows_of(assembly, pictures)
     batch = collate([rows[(0, i)] for i in range(14)], pad_id=rows.processor.pad_id)
-    objective = Objective(assembly.model, {})
+    objective = Objective(assembly.model, {spec.name: 1.0 for spec in assembly.model.model.methods.loss_specs})
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     objective.total(objective(batch), objective.counts(batch)).backward()
     optimizer.step()

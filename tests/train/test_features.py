@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from sightline.annotate import images as annotation
 from sightline.checkpoints import load_model
 from sightline.config import Recipe, check, dump
 from sightline.data import store as stores
@@ -22,9 +23,9 @@ from sightline.data.features import Features, image_key
 from sightline.data.images import load_image
 from sightline.data.sources import read_llava_json
 from sightline.data.store import Store
+from sightline.data.templates import get_template
 from sightline.errors import ImageError, SightlineError
 from sightline.models.modeling import SightlineModel
-from sightline.train import annotate as annotation
 from sightline.train import train
 from sightline.train.annotate import annotate_features
 from sightline.train.features import depends_on, differences
@@ -98,7 +99,7 @@ def test_cached_is_live(tiny: dict[str, Path], data: Path, vision: str, options:
     about = json.loads((folder / "provenance.json").read_text())
     features = Features(Store(folder), shape=(about["patches"], about["width"]), dtype=getattr(torch, about["dtype"]))
     assembly = start(made, made.stages[0], None)
-    processor = assembly.processor(annotation.get_template("plain"))
+    processor = assembly.processor(get_template("plain"))
     images = [sample.images[0] for sample in read_llava_json(data / "captions.json")]
     for chosen in ([5, 0, 11, 7], [11, 10, 9, 8], [3], list(range(12))):
         pixels = processor.pixels([load_image(images[number]) for number in chosen])
@@ -334,8 +335,9 @@ def test_ctrl_c_says_how_to_go_on(
 def test_two_processes_write_what_one_does(tiny: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Side by side, as torchrun starts them; and nothing is left for one that comes after."""
     script = (
-        "import sys; from sightline.config import load_recipe; from sightline.train import annotate\n"
-        "annotate.SHARD_ROWS = 4; import torch; torch.set_num_threads(1)\n"
+        "import sys; from sightline.annotate import images; from sightline.config import load_recipe\n"
+        "from sightline.train import annotate\n"
+        "images.SHARD_ROWS = 4; import torch; torch.set_num_threads(1)\n"
         "annotate.annotate_features(load_recipe(sys.argv[1]))"
     )
     monkeypatch.setattr(annotation, "SHARD_ROWS", 4)
@@ -429,7 +431,9 @@ def test_images_that_cannot_be_read(tiny: dict[str, Path], data: Path, capsys: p
 def test_a_methods_views_and_edits(tiny: dict[str, Path], data: Path, capsys: pytest.CaptureFixture) -> None:
     """Two views of each image, merged by the method's edit of the features."""
     columns = {"toy/level": {str(number): torch.tensor(number % 4) for number in range(12)}}
-    changes = {"methods": [{"name": "toy:Toy"}], "stage": {"trainable": ["connector", "toy"], "batch_size": 6}}
+    weights = {"toy/norm": 1.0, "toy/spread": 1.0}
+    stage = {"trainable": ["connector", "toy"], "batch_size": 6, "weights": weights}
+    changes = {"methods": [{"name": "toy:Toy"}], "stage": stage}
     live = run(recipe(tiny, data, "live", **changes), capsys, columns=columns)
     (folder,), said = annotate(recipe(tiny, data, **changes))
     assert "4.1 kB each" in said, "two views of 16 patches, 32 wide, in fp32"

@@ -141,7 +141,7 @@ def test_accumulation_is_exact(methods: tuple, tiny: dict[str, Path], pictures: 
     assembly, rows = build(tiny, pictures, *methods)
     assembly.model.double().eval()
     examples = [rows[(0, i % 14)] for i in range(32)]
-    weights = {"toy/spread": 0.0} if methods else {}
+    weights = {"toy/norm": 1.0} if methods else {}
     objective = Objective(assembly.model, weights)
     stage = one_stage(clip_norm=None, lr=0.0)
     results = []
@@ -322,7 +322,10 @@ def test_a_stage_starts_from_a_saved_model(tiny: dict[str, Path], pictures: Path
 
 def test_methods_train_through_a_recipe(tiny: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     made = recipe(tiny, pictures, tmp_path / "run", methods=[{"name": "toy:Toy"}])
-    stages = [stage.model_copy(update={"trainable": [*stage.trainable, "toy"]}) for stage in made.stages]
+    weights = {"toy/norm": 1.0, "toy/spread": 1.0}
+    stages = [
+        stage.model_copy(update={"trainable": [*stage.trainable, "toy"], "weights": weights}) for stage in made.stages
+    ]
     samples = [s for name in ("captions", "chats") for s in read_llava_json(pictures / f"{name}.json")]
     columns = {"toy/level": {s.id: torch.tensor(len(s.id) % 4) for s in samples}}
     folder = train(made.model_copy(update={"stages": stages}), columns=columns, quiet=True)

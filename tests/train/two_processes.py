@@ -56,6 +56,8 @@ def batch_of(rows: Rows, numbers: list[int]) -> Batch:
 def stepped(processes: Processes, parallel, groups: list[list[int]], *methods: dict, trainable=(), weights=None):
     """Losses and gradients of one step over micro-batches of rows `groups`, of which each process takes its share."""
     assembly, rows = build(*methods)
+    if weights is None:
+        weights = {spec.name: 1.0 for spec in assembly.model.model.methods.loss_specs}
     names = [method["name"].split(":")[1].lower() for method in methods]
     names = [name for name in names if list(assembly.model.model.methods[name].parameters())]
     stage = Stage.model_validate(
@@ -68,7 +70,7 @@ def stepped(processes: Processes, parallel, groups: list[list[int]], *methods: d
         | {"clip_norm": None}
     )
     table = set_trainable(assembly.model, stage)
-    engine = Engine(Objective(assembly.model, weights or {}), stage, processes, parallel)
+    engine = Engine(Objective(assembly.model, weights), stage, processes, parallel)
     optimizer = build_optimizer(assembly.model, table, stage)
     rounds = -(-len(groups) // processes.world)
     places = [turn * processes.world + processes.rank for turn in range(rounds)]
@@ -96,7 +98,7 @@ def same(one, two) -> None:
 def additive(processes: Processes, parallel) -> None:
     """Rows with one image, with two, and text alone; unequal numbers of supervised tokens; three losses."""
     groups = [[0, 1, 12], [2, 3, 13], [4, 12, 6], [13, 8, 9]]
-    weights = {"toy/spread": 0.0}
+    weights = {"toy/norm": 1.0}
     everything = [number for group in groups for number in group]
     one = stepped(Processes(), parallel, [everything], *METHODS, weights=weights)
     same(one, stepped(processes, parallel, groups, *METHODS, weights=weights))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError, LongRowError, SightlineError
+from ..methods.base import Reader
 from ..types import Batch, Example, Sample
 from .collate import collate
 from .order import Order, generator
@@ -19,7 +20,7 @@ from .sources import Source
 from .templates import IMAGE
 
 Columns = Mapping[str, Mapping[str, Tensor]]
-"""{column: {sample id: value}}: what methods have annotated."""
+"""{column: {sample id: value}}: values held in memory."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,17 @@ class Rows:
         *,
         seed: int,
         columns: Columns | None = None,
+        readers: Sequence[Reader] = (),
+        needed: Mapping[str, str] | None = None,
         training: bool = True,
         policies: Policies | None = None,
     ) -> None:
         """
         Args:
+            columns: values held in memory.
+            readers: what reads the columns that are not; each gives those of a sample in an epoch.
+            needed: the columns to hold, each with the method that asks for it; by default those that methods always
+                need.
             training: let methods insert turns.
 
         Raises:
@@ -75,11 +82,12 @@ class Rows:
         self.seed = seed
         self.training = training
         self.policies = policies or Policies()
-        needed = processor.methods.columns
+        self.readers = tuple(readers)
+        needed = processor.methods.columns({}) if needed is None else needed
         self.columns = {name: values for name, values in (columns or {}).items() if name in needed}
         for name, method in needed.items():
             source = samples[0].source or "the data"
-            fix = "Compute it with the method's annotate() and give it to sightline.train.train(recipe, columns=...)."
+            fix = "Give it to sightline.train.train(recipe, columns=...)."
             if name not in self.columns:
                 raise SightlineError(f"method '{method}' needs column '{name}', absent from {source}. {fix}")
             seen: set[str] = set()
@@ -133,6 +141,8 @@ class Rows:
 
     def _lay_out(self, sample: Sample, epoch: int, row: int) -> Example:
         columns = {name: values[sample.id] for name, values in self.columns.items()}
+        for reader in self.readers:
+            columns |= reader(sample, epoch if self.training else 0)
         rng = generator(self.seed, 1, epoch, row) if self.training else None
         return self.processor(sample, rng=rng, columns=columns)
 

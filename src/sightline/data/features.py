@@ -18,6 +18,10 @@ from ..types import ImageSource
 from .images import load_image
 from .store import Store
 
+_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""Keys of files that this process has hashed to see whether a store has them, with the files' facts. They save time
+alone: the key that features are read by is hashed anew each time."""
+
 
 class Features:
     """What a tower gives for each view of an image, from a store."""
@@ -60,6 +64,23 @@ def image_key(source: ImageSource) -> str | None:
     """The hash of an image's bytes, or None where there are none to read: a missing file, an image in memory."""
     data = image_bytes(source)
     return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def remembered_key(image: ImageSource) -> str | None:
+    """An image's key, from memory for a file whose size, place and times are those at which it was hashed."""
+    if not isinstance(image, Path):
+        return image_key(image)
+    try:
+        state = image.stat()
+    except OSError:
+        return None
+    facts = (state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
+    if _keys.get(image, ((),))[0] != facts:
+        key = image_key(image)
+        if key is None:
+            return None
+        _keys[image] = (facts, key)
+    return _keys[image][1]
 
 
 def image_bytes(source: ImageSource) -> bytes | None:

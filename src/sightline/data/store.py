@@ -85,6 +85,17 @@ class Store:
         """How many keys have values."""
         return len(self._keys)
 
+    def another(self, key: str) -> str:
+        """The key that stands half of all keys away from this one, in their order.
+
+        Raises:
+            KeyError: if this one has no values.
+        """
+        if key not in self:
+            raise KeyError(key)
+        at = int(np.searchsorted(self._keys, key.encode()))
+        return self._keys[(at + len(self._keys) // 2) % len(self._keys)].decode()
+
     def missing(self) -> list[Shard]:
         """Shards that an index plans and that are not there."""
         return [shard for shard, file in zip(self.shards, self._files, strict=True) if file is None]

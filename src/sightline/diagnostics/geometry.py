@@ -17,11 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.images import load_image
+from ..data.words import inside_a_sentence
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, bootstrap_interval
 from ..progress import watched
 from .material import Case, Material
-from .subject import Prompted, Subject, inside_a_sentence, pad_left
+from .subject import Prompted, Subject, pad_left
 
 Array = np.ndarray
 Tokens = Float[Tensor, "_ d_llm"]

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.words import inside_a_sentence
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, bootstrap_interval, is_correct, paired_difference, proportion_interval
 from ..evaluation.questions import Question
 from ..models.backbones import add_tokens, load_language_model
 from ..progress import watched
-from .subject import Prompted, Subject, greedy, inside_a_sentence, pad_left, positions
+from .subject import Prompted, Subject, greedy, pad_left, positions
 
 NO_BOUND = (-float("inf"), float("inf"))
 

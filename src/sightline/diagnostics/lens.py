@@ -3,17 +3,17 @@
 `look` computes, `lens_figure.draw` makes a PNG of it and `lens_page.render` a page.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ..data.view import seen_box, seen_image
 from ..errors import SightlineError
 from .material import Case
 from .subject import Subject
-from .view import grid_of, seen_box, seen_image
 from .words import nearest_words, words_known
 
 SIDE, CELL = 960, 64
@@ -103,23 +103,19 @@ def look(subject: Subject, image: Image.Image, words: Sequence[str], *, case: Ca
     return Lens(picture, grid, tuple(cells), len(words))
 
 
-def read_word_list(path: Path) -> tuple[str, ...]:
-    """The words of a file, one on a line, in their order, each once.
+def grid_of(tokens: int) -> int:
+    """Tokens along a side of the grid that an image's tokens are.
 
     Raises:
-        SightlineError: if it cannot be read as UTF-8 text, or holds no word.
+        SightlineError: if they are no square grid.
     """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    grid = math.isqrt(tokens)
+    if tokens == 0 or grid * grid != tokens:
         raise SightlineError(
-            f"cannot read the words in '{path}': {reason}. Give a file with a word on a line."
-        ) from None
-    words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not words:
-        raise SightlineError(f"'{path}' holds no words. Give a file with a word on a line.")
-    return words
+            f"the model makes {tokens} visual tokens of an image, which is no square grid, so they have no places on "
+            "it. The lens shows models with one view of each image."
+        )
+    return grid
 
 
 def vocabulary_words(tokenizer: Any) -> tuple[str, ...]:

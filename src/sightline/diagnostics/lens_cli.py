@@ -40,8 +40,9 @@ def lens(
     `sightline lens runs/demo/model validation/000003.png --data data/world`
     """
     from ..data.images import load_image
+    from ..data.words import read_word_list
     from ..train.processes import pick_device
-    from .lens import look, read_word_list, vocabulary_words
+    from .lens import look, vocabulary_words
     from .lens_figure import write_png
     from .lens_page import write_page
     from .material import find_case

@@ -7,10 +7,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..data.images import load_image
+from ..data.words import inside_a_sentence
 from ..errors import SightlineError
 from ..progress import watched
 from .material import Case, Material, TokenTruth, words_of
-from .subject import Subject, inside_a_sentence
+from .subject import Subject
 from .words import Right, WordScores, nearest_words, recall, right, tacs, tacs_against, truth_table
 
 

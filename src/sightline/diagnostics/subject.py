@@ -16,12 +16,13 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from ..data.view import seen_box
+from ..data.words import inside_a_sentence
 from ..errors import SightlineError
 from ..generation import Assistant
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.towers import tower_spec
 from .material import Case, TokenTruth
-from .view import truth_seen
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,16 @@ def greedy(
     return torch.stack(new, dim=1)
 
 
+def truth_seen(image_processor: Any, case: Case, size: tuple[int, int], tokens: int) -> tuple[TokenTruth, ...]:
+    """What each token of an image's grid shows; empty where that is not known, or the model sees but a part of it.
+
+    Args:
+        size: width and height of the image.
+        tokens: of the grid.
+    """
+    return case.truth_of(tokens) if seen_box(image_processor, size).is_whole(size) else ()
+
+
 def positions(attention_mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
     """Positions that count from the first real token of each row."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -292,13 +303,3 @@ def pad_left(
     ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
-
-
-def inside_a_sentence(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text as they are after a word and a space.
-
-    Not those of `" text"`: Llama-2's tokenizer puts a space of its own before every text, and would give two.
-    """
-    before = len(tokenizer.encode("a", add_special_tokens=False))
-    together = tokenizer([f"a {text}" for text in texts], add_special_tokens=False)["input_ids"] if texts else []
-    return [ids[before:] for ids in together]

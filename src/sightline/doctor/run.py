@@ -132,7 +132,7 @@ class _Examination:
             mine = seen.setdefault(stage.name, checks.Seen())
             stops = stage.bad_images == "raise"
             assembly = self.assemblies.get(stage.name)
-            columns = tuple(assembly.model.model.methods.columns) if assembly is not None else ()
+            columns = tuple(assembly.model.model.methods.columns(stage.weights)) if assembly is not None else ()
             for where, sample in table:
                 self.report.add(*checks.text_of_row(where, sample, template))
                 if table.role == "data":
@@ -221,9 +221,9 @@ class _Examination:
             self.assemblies[stage.name] = assembly
             self.report.parts.append(parts)
             self.report.add(*models.odd_rates(stage, parts))
-            for column, method in assembly.model.model.methods.columns.items():
+            for column, method in assembly.model.model.methods.columns(stage.weights).items():
                 message = f"method '{method}' needs column '{column}', which is not there."
-                fix = "Compute it with the method's annotate() and train from Python: train(recipe, columns=...)."
+                fix = "Train from Python, with the column in memory: train(recipe, columns=...)."
                 self.report.add(Finding("error", "parts/columns", where, message, fix))
 
     def _tokens(self, tick: Any) -> None:

@@ -1,21 +1,27 @@
-"""The one protocol of an alignment method: five members that default to nothing.
+"""The one protocol of an alignment method: six members that default to nothing.
 
 A method is an `nn.Module`. Its submodules are what it adds to the model; what serves training alone sits under
-`train_only`, which export drops. It says what it needs, computes its columns offline, edits the forward pass, adds
-losses, and adds turns. Everything else (data, trunk, loop, checkpoints) is not its concern.
+`train_only`, which export drops. It says what it needs, annotates offline, makes ready for a stage, edits the forward
+pass, adds losses, and adds turns. Everything else (data, trunk, loop, checkpoints) is not its concern.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from ..config import Recipe, Stage
 from ..types import Batch, Sample, Trace, Turn
+
+if TYPE_CHECKING:
+    from ..models.assemble import Assembly
 
 Tap = Literal["patches", "visual", "embeds", "hidden"]
 """Where the forward pass can be edited, in the order of the flow; the names are those of `Trace`."""
@@ -49,6 +55,8 @@ class LossSpec:
     count: Callable[[Batch], Tensor] | None = None
     """For additive losses: over how many parts of this batch the loss is a sum. The mean is taken over a whole
     optimizer step, so that accumulation does not change it."""
+    columns: tuple[str, ...] = ()
+    """Columns that this loss alone reads: they are needed where a stage weighs it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Needs:
     """What a method asks of the data and the trunk."""
 
     columns: tuple[str, ...] = ()
-    """Per-sample values, computed by `annotate`, that `batch.columns` must hold in training."""
+    """Per-sample values, from the method's annotation, that `batch.columns` must hold in training."""
     slots: tuple[Slot, ...] = ()
     kinds: tuple[str, ...] = ()
     """Kinds of tokens it adds with its turns (a slot's kind is declared with the slot)."""
@@ -81,6 +89,48 @@ class Needs:
     reshapes: tuple[Tap, ...] = ()
     """Those of `edits` whose shape it changes; no two methods may change the same one."""
     losses: tuple[LossSpec, ...] = ()
+
+
+Reader = Callable[[Sample, int], Mapping[str, Tensor]]
+"""The columns of a sample in an epoch, by name."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A stage as a method meets it: offline when it annotates, and before the stage trains."""
+
+    recipe: Recipe
+    number: int
+    """Of the stage in the recipe."""
+    assembly: "Assembly"
+    device: torch.device
+    sources: Sequence[Sequence[Sample]] = ()
+    """The rows of the stage's data, then of its validation."""
+    say: Callable[[str], None] = field(default=lambda text: None)
+
+    @property
+    def stage(self) -> Stage:
+        return self.recipe.stages[self.number]
+
+
+class Annotation(ABC):
+    """What a method computes once, offline, for the rows of a stage."""
+
+    @abstractmethod
+    def compute(self) -> Path:
+        """Compute what is missing. Gives the folder that holds it; a run that was killed goes on in it.
+
+        Raises:
+            SightlineError: for what stops it.
+        """
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """What reads it in training.
+
+        Raises:
+            SightlineError: if some of it is not there, with the command that computes it.
+        """
 
 
 @dataclass(frozen=True)
@@ -120,9 +170,12 @@ class AlignmentMethod(nn.Module, ABC):
     def needs(self) -> Needs:
         """What the method asks for. Constant after construction."""
 
-    def annotate(self, samples: Iterable[Sample], tools: Any) -> Mapping[str, Mapping[str, Tensor]]:
-        """Its columns, computed offline: {column: {sample id: value}}."""
-        return {}
+    def annotation(self, setting: Setting) -> Annotation | None:
+        """How its columns come about; None if others give them (`train(recipe, columns=...)`)."""
+        return None
+
+    def begin(self, setting: Setting) -> None:
+        """Make ready for a stage: fetch what its losses read beside the batch, and what no checkpoint keeps."""
 
     def edit(self, tap: Tap, x: Tensor, batch: Batch) -> Tensor:
         """All that can change the forward pass; the same in training and in the prefill of generation."""

@@ -14,7 +14,7 @@ from ..errors import SightlineError, did_you_mean
 from ..types import KINDS, Batch, Sample, Trace, Turn
 from .base import AlignmentMethod, LossSpec, Sizes, Slot, Tap
 
-METHODS: dict[str, str] = {}
+METHODS: dict[str, str] = {"sea": "sightline.methods.sea:SEA"}
 """Short names of the methods that ship with Sightline, as `module:Class`. Any other method is named that way itself."""
 
 
@@ -56,10 +56,20 @@ class Methods(nn.ModuleDict):
     def slots(self) -> tuple[Slot, ...]:
         return tuple(slot for method in self.all for slot in method.needs.slots)
 
-    @property
-    def columns(self) -> dict[str, str]:
-        """The columns that training needs, each with the method that asks for it."""
-        return {column: method.name for method in self.all for column in method.needs.columns}
+    def columns(self, weights: Mapping[str, float]) -> dict[str, str]:
+        """The columns that a stage needs, each with the method that asks for it.
+
+        Args:
+            weights: of the stage's losses; one that has none, or 0, reads nothing.
+        """
+        always = {column: method.name for method in self.all for column in method.needs.columns}
+        return always | {
+            column: method.name
+            for method in self.all
+            for spec in method.needs.losses
+            if weights.get(spec.name)
+            for column in spec.columns
+        }
 
     @property
     def loss_specs(self) -> tuple[LossSpec, ...]:

@@ -9,7 +9,7 @@ autocast. A store made under anything else is another folder.
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..annotate.images import images_of
 from ..config import Recipe, Stage
-from ..data.features import Features, image_key
+from ..data.features import Features, remembered_key
 from ..data.store import Store
 from ..errors import SightlineError
 from ..models.assemble import Assembly
+from ..progress import reading_bar
 from ..types import ImageSource, Sample
-from .progress import reading_bar
 
 FORMAT = 1
 """Raised when Sightline reads, turns or scales images in another way, or keeps features in another shape."""
@@ -31,11 +32,6 @@ LIBRARIES = ("torch", "transformers", "pillow", "numpy")
 """Whose versions change what comes out, in the last bits at least."""
 NOT_THE_TOWER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map")
 NOT_THE_PIXELS = ("processor_class", "image_processor_type", "auto_map")
-
-
-_keys: dict[Path, tuple[tuple[int, ...], str]] = {}
-"""Keys of files that this process has hashed to see whether a store has them, with the files' facts. They save time
-alone: the key that features are read by is hashed anew each time."""
 
 
 def why_no_features(recipe: Recipe, number: int, assembly: Assembly) -> str | None:
@@ -157,31 +153,6 @@ def find_features(
     say(f"stage {stage.name}: tower features read from {folder}, the tower is not run")
     about = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     return Features(store, shape=(about["patches"], about["width"]), dtype=getattr(torch, about["dtype"]))
-
-
-def remembered_key(image: ImageSource) -> str | None:
-    """An image's key, from memory for a file whose size, place and times are those at which it was hashed."""
-    if not isinstance(image, Path):
-        return image_key(image)
-    try:
-        state = image.stat()
-    except OSError:
-        return None
-    facts = (state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
-    if _keys.get(image, ((),))[0] != facts:
-        key = image_key(image)
-        if key is None:
-            return None
-        _keys[image] = (facts, key)
-    return _keys[image][1]
-
-
-def images_of(sources: Sequence[Sequence[Sample]]) -> Iterator[tuple[ImageSource, tuple[int, int, int]]]:
-    """Every image of the rows, in order, with its place: source, row, number in the row."""
-    for number, source in enumerate(sources):
-        for row in range(len(source)):
-            for place, image in enumerate(source[row].images):
-                yield image, (number, row, place)
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str:

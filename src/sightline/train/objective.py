@@ -39,7 +39,8 @@ class Objective(nn.Module):
     ) -> None:
         """
         Args:
-            weights: by name of a loss: `language`, a kind of token, or a method's loss. Unnamed ones weigh 1.
+            weights: by name of a loss: `language` and kinds of tokens, which weigh 1 where they are not named, and
+                losses of methods, which count where they are named.
             packing: run the language model on rows packed side by side; the losses are the same.
 
         Raises:
@@ -62,7 +63,7 @@ class Objective(nn.Module):
         pooled = tuple(kind for kind in kinds if kind not in weights)
         terms = [Term(LANGUAGE, pooled, weights.get(LANGUAGE, 1.0))] if pooled else []
         terms += [Term(kind, (kind,), weights[kind]) for kind in kinds if kind in weights]
-        terms += [Term(name, (name,), weights.get(name, 1.0)) for name in specs]
+        terms += [Term(name, (name,), weights.get(name, 0.0)) for name in specs]
         self.terms = tuple(term for term in terms if term.weight != 0)
         if not self.terms:
             raise SightlineError(

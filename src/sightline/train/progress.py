@@ -5,8 +5,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,25 +188,6 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-@contextmanager
-def reading_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback (done, total) that draws a bar on a terminal once two seconds have passed."""
-    bar = Progress(TextColumn(title), BarColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    task = bar.add_task(title)
-    began = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if not bar.live.is_started and bar.console.is_terminal and time.monotonic() - began > PATIENCE:
-            bar.start()
-
-    try:
-        yield progress
-    finally:
-        if bar.live.is_started:  # stopping one that never started would print an empty line
-            bar.stop()
 
 
 def parts_table(rows: list[PartRow], *, title: str) -> Table:

@@ -8,11 +8,12 @@ from ..data.features import Features
 from ..data.sources import open_source
 from ..data.templates import get_template
 from ..errors import SightlineError
+from ..methods.base import Reader, Setting
 from ..models.assemble import Assembly
 from ..models.packing import check_packing
+from ..progress import reading_bar
 from ..types import Sample
 from .objective import Objective
-from .progress import reading_bar
 from .setup import set_trainable
 
 Sources = list[Sequence[Sample]]
@@ -48,11 +49,18 @@ def lay_out(
     assembly: Assembly,
     columns: Columns | None,
     *,
+    readers: Sequence[Reader] = (),
     training: bool = True,
     features: Features | None = None,
 ) -> Mixture:
     """A stage's rows for this model, each source with its template, under the stage's policies; with `features` where
-    the tower is not to be run."""
+    the tower is not to be run.
+
+    Args:
+        columns: values held in memory; those that a stage needs and that are not there come from `readers`.
+    """
+    asked = assembly.model.model.methods.columns(stage.weights)
+    needed = {name: method for name, method in asked.items() if not readers or name in (columns or {})}
     policies = Policies(bad_images=stage.bad_images, long_rows=stage.long_rows)
     parts = []
     for part, samples in zip(data, sources, strict=True):
@@ -62,9 +70,34 @@ def lay_out(
             blank_images=recipe.blank_images,
             features=features,
         )
-        rows = Rows(samples, processor, seed=recipe.seed, columns=columns, training=training, policies=policies)
+        rows = Rows(
+            samples,
+            processor,
+            seed=recipe.seed,
+            columns=columns,
+            readers=readers,
+            needed=needed,
+            training=training,
+            policies=policies,
+        )
         parts.append(rows)
     return Mixture(parts, [part.weight for part in data])
+
+
+def open_annotations(setting: Setting, columns: Columns | None) -> list[Reader]:
+    """What reads the columns that a stage needs and that are not held in memory.
+
+    Raises:
+        SightlineError: if a method has not annotated them.
+    """
+    methods = setting.assembly.model.model.methods
+    absent = {name: by for name, by in methods.columns(setting.stage.weights).items() if name not in (columns or {})}
+    readers = []
+    for method in methods.all:
+        annotation = method.annotation(setting) if method.name in absent.values() else None
+        if annotation is not None:
+            readers.append(annotation.reader())
+    return readers
 
 
 def rehearse(stage: Stage, assembly: Assembly, rows: Mixture, *, world: int = 1) -> None:

@@ -28,13 +28,15 @@ from ..config import Recipe, Stage
 from ..data.dataset import Columns, Mixture
 from ..data.templates import get_template
 from ..errors import SightlineError
+from ..methods.base import Setting
+from ..methods.compose import Methods
 from ..models.adapters import check_stage, check_stages, prepare_stage
 from ..models.assemble import Assembly, assemble, attach_methods
 from .features import find_features
 from .folder import fixed, held, note_end, note_start, open_run
 from .processes import Processes, joined
 from .progress import Reporter
-from .rows import Sources, lay_out, read_data, rehearse
+from .rows import Sources, lay_out, open_annotations, read_data, rehearse
 from .setup import set_trainable
 from .signals import listening
 from .stage import Desk, check_same, run_stage
@@ -169,14 +171,19 @@ class Data:
         recipe, stage = self.recipe, self.recipe.stages[number]
         sources, held_out = self.training[number], self.validation[number]
         features = find_features(recipe, number, assembly, [*sources, *held_out], self.processes.device, say)
-        rows = lay_out(recipe, stage, stage.data, sources, assembly, self.columns, features=features)
+        setting = Setting(recipe, number, assembly, self.processes.device, [*sources, *held_out], say)
+        readers = open_annotations(setting, self.columns)
+        for method in assembly.model.model.methods.all:
+            method.begin(setting)
+        given = {"readers": readers, "features": features}
+        rows = lay_out(recipe, stage, stage.data, sources, assembly, self.columns, **given)
         sets: dict[str, Mixture] = {}
         for name in dict.fromkeys(data.name or "" for data in stage.validation):
             mine = [
                 (data, part) for data, part in zip(stage.validation, held_out, strict=True) if name == (data.name or "")
             ]
             data, parts = (list(some) for some in zip(*mine, strict=True))
-            sets[name] = lay_out(recipe, stage, data, parts, assembly, self.columns, training=False, features=features)
+            sets[name] = lay_out(recipe, stage, data, parts, assembly, self.columns, training=False, **given)
         return rows, sets
 
     @property
@@ -185,12 +192,29 @@ class Data:
 
     def rehearse(self, assembly: Assembly) -> None:
         """Try every stage that goes on with this model."""
+        check_weighed(self.recipe, assembly.model.model.methods)
         for number, stage in enumerate(self.recipe.stages):
             if number == 0 or stage.init_from is None:
                 rows, validation = self.of(number, assembly)
                 for mixture in (rows, *validation.values()):
                     check_stage(assembly.model, stage, self.processes.device, sharded=self.sharded)
                     rehearse(stage, assembly, mixture, world=self.processes.world)
+
+
+def check_weighed(recipe: Recipe, methods: Methods) -> None:
+    """That every loss of the methods is weighed in some stage: one that is not would silently train nothing.
+
+    Raises:
+        SightlineError: naming the loss.
+    """
+    named = {name for stage in recipe.stages for name in stage.weights}
+    for method in methods.all:
+        for spec in method.needs.losses:
+            if spec.name not in named:
+                raise SightlineError(
+                    f"method '{method.name}' has a loss '{spec.name}' that no stage weighs, so it would train nothing. "
+                    f"Say where it counts: stages.0.weights={{{spec.name}: 1.0}}; 0 leaves it out."
+                )
 
 
 def check_shares(recipe: Recipe, processes: Processes) -> None:

@@ -11,9 +11,6 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import SightlineError
-from .material import Case, TokenTruth
-
 
 @dataclass(frozen=True)
 class Box:
@@ -65,8 +62,14 @@ def seen_box(image_processor: Any, size: tuple[int, int]) -> Box:
     return Box(left, top, left + width, top + height)
 
 
-def seen_image(image: Image.Image, box: Box, side: int, image_processor: Any) -> Image.Image:
-    """What the model sees, `side` pixels wide and high: finer than the tower takes it where the image is finer."""
+def seen_image(
+    image: Image.Image, box: Box, side: int, image_processor: Any, *, pixelated: bool = True
+) -> Image.Image:
+    """What the model sees, `side` pixels wide and high: finer than the tower takes it where the image is finer.
+
+    Args:
+        pixelated: keep the pixels of an image that is enlarged four times or more apart, to look at them.
+    """
     mean = image_processor.image_mean
     colour = tuple(int(255 * channel) for channel in mean) if getattr(image_processor, "do_pad", False) else (0, 0, 0)
     canvas = Image.new("RGB", (side, side), colour)
@@ -77,35 +80,10 @@ def seen_image(image: Image.Image, box: Box, side: int, image_processor: Any) ->
         for x, start, scale in zip(inside, (box.left, box.top) * 2, (across, down) * 2, strict=True)
     ]
     drawn = (max(1, place[2] - place[0]), max(1, place[3] - place[1]))
-    enlarged = across >= 4 and down >= 4
+    enlarged = pixelated and across >= 4 and down >= 4
     way = Image.Resampling.NEAREST if enlarged else Image.Resampling.BICUBIC
     canvas.paste(image.resize(drawn, way, box=inside), (place[0], place[1]))
     return canvas
-
-
-def truth_seen(image_processor: Any, case: Case, size: tuple[int, int], tokens: int) -> tuple[TokenTruth, ...]:
-    """What each token of an image's grid shows; empty where that is not known, or the model sees but a part of it.
-
-    Args:
-        size: width and height of the image.
-        tokens: of the grid.
-    """
-    return case.truth_of(tokens) if seen_box(image_processor, size).is_whole(size) else ()
-
-
-def grid_of(tokens: int) -> int:
-    """Tokens along a side of the grid that an image's tokens are.
-
-    Raises:
-        SightlineError: if they are no square grid.
-    """
-    grid = math.isqrt(tokens)
-    if tokens == 0 or grid * grid != tokens:
-        raise SightlineError(
-            f"the model makes {tokens} visual tokens of an image, which is no square grid, so they have no places on "
-            "it. The lens shows models with one view of each image."
-        )
-    return grid
 
 
 def _resized(image_processor: Any, width: int, height: int) -> tuple[int, int]:

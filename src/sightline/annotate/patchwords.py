@@ -1,0 +1,307 @@
+"""The words of patches: those that an image-text encoder finds nearest to each patch of an image.
+
+SEA (Yin et al. 2024), equations 4 to 6: cosines of every patch with every word of a list, the best of them, those above
+0 alone. Patches and words are in the encoder's joint space (`models/joint.py`); whether its patches point to their words
+or away from them differs between encoders, so the sign is measured on captions. An encoder that is not the model's own
+tower sees the same part of the image, and its patches are laid on the grid of the model's visual tokens.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ..data.features import image_key, image_name, remembered_key
+from ..data.images import load_image
+from ..data.store import Store
+from ..data.view import seen_box, seen_image
+from ..data.words import word_list
+from ..errors import ImageError, SightlineError
+from ..files import write_json, write_text
+from ..methods.base import Setting
+from ..models.backbones import location
+from ..models.joint import Extractor, JointEncoder, load_joint
+from ..progress import reading_bar
+from ..types import ImageSource
+from .images import ImageJob, ImageWork, images_of, run_images
+from .nearest import WordTable
+from .sign import Signs, measure_signs
+
+FORMAT = 1
+"""Raised when labels are computed or kept in another way."""
+BATCH = 16
+"""Views that the encoder sees at a time."""
+EMPTY = 2**16 - 1
+"""The id of no word."""
+LEVELS = 255
+"""Scores are kept as so many parts of the image's best."""
+
+
+@dataclass(frozen=True)
+class PatchWords:
+    """How the patches of a stage's images get their words."""
+
+    encoder: str
+    """A CLIP or SigLIP: hub id, folder, `world:clip`."""
+    extractor: Extractor
+    sign: int | str
+    """1, -1 or `auto`."""
+    words: str
+    templates: tuple[str, ...]
+    top: int
+    grid: int
+    """Visual tokens along a side: patches are labelled at that grid."""
+    setting: Setting
+
+    def compute(self) -> Path:
+        """Label what is not labelled yet; gives the folder.
+
+        Raises:
+            SightlineError: for what stops it.
+        """
+        labelling = Labelling(self, self.vocabulary)
+        setting, say = self.setting, self.setting.say
+        record = self._sign_record()
+        if self.sign == "auto" and not record.is_file():
+            signs = measure_signs(labelling, setting.sources, self.vocabulary, progress=True)
+            say(signs.told())
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_json(record, signs.record())
+        labelling.sign = self._sign()
+        folder = self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "words.txt", "\n".join(self.vocabulary) + "\n")
+        job = ImageJob(labelling)
+        job.add(setting.stage.name, setting.sources, skip=setting.stage.bad_images == "skip")
+        run_images(folder, job, say)
+        return folder
+
+    def open(self) -> "Labels":
+        """The labels of the stage's images.
+
+        Raises:
+            SightlineError: if some are not there, with the command that computes them, or files are damaged.
+        """
+        fix = "Run: sightline annotate RECIPE --method sea"
+        absent = "SEA has no labels for the patches of this stage's images"
+        if self.sign == "auto" and not self._sign_record().is_file():
+            raise SightlineError(f"{absent}: none were made with this encoder, list and transform. {fix}")
+        if not (self.folder / "provenance.json").is_file():
+            raise SightlineError(f"{absent}: there is no {self.folder}; another transform has other labels. {fix}")
+        store = Store(self.folder)
+        wanted, missing = set(), set()
+        sources = self.setting.sources
+        with reading_bar(f"looking for labels in {self.folder}") as progress:
+            total = sum(len(source) for source in sources)
+            for done, (image, _) in enumerate(images_of(sources)):
+                if (key := remembered_key(image)) is not None:
+                    (wanted if key in store else missing).add(key)
+                progress(min(done, total), total)
+        if missing:
+            raise SightlineError(f"{absent}: {self.folder} lacks {len(missing):,} of them. {fix}")
+        with reading_bar(f"verifying {self.folder}") as progress:
+            if damaged := store.damaged(wanted, progress):
+                raise SightlineError(f"{damaged[0]} is damaged; its labels are not used. {fix}")
+        return Labels(store, self.grid)
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words to choose from."""
+        return word_list(self.words)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where labels made in this way are."""
+        return Path(self.setting.recipe.annotations) / f"sea-{_name(self.facts | {'sign': self._sign()})}"
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """All that the labels of an image depend on beside its bytes and the sign."""
+        return json.loads(
+            json.dumps(
+                {
+                    "format": FORMAT,
+                    "encoder": encoder_facts(self.encoder, self.extractor),
+                    "own tower": self.is_own,
+                    "preprocess": _pixels_of(self.setting.assembly.image_processor),
+                    "words": hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest(),
+                    "templates": self.templates,
+                    "top": self.top,
+                    "grid": self.grid,
+                },
+                default=str,
+            )
+        )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the encoder is what the model's tower was taken from, and sees the very same pixels."""
+        base = self.setting.assembly.model.config.base or {}
+        return base.get("vision") == location(self.encoder)
+
+    def _sign(self) -> int:
+        if self.sign != "auto":
+            return int(self.sign)
+        return int(json.loads(self._sign_record().read_text(encoding="utf-8"))["sign"])
+
+    def _sign_record(self) -> Path:
+        return Path(self.setting.recipe.annotations) / f"sea-sign-{_name(self.facts)}.json"
+
+
+class Labelling(ImageWork):
+    """Labels of an image's patches, by an encoder and a list of words."""
+
+    noun = "labels"
+
+    def __init__(self, how: PatchWords, vocabulary: Sequence[str]) -> None:
+        """
+        Raises:
+            SightlineError: if the list is longer than the format of the labels can name.
+        """
+        if len(vocabulary) > EMPTY:
+            raise SightlineError(f"the list has {len(vocabulary):,} words; labels are kept for up to {EMPTY:,}.")
+        self.how, self.batch, self.sign = how, BATCH, 1
+        self.processor = how.setting.assembly.image_processor
+        self.joint: JointEncoder = load_joint(how.encoder, how.extractor).to(how.setting.device)
+        self.table = WordTable(self.joint.words(vocabulary, templates=how.templates, progress=True))
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "what": "words for each patch, the nearest of a list in an image-text encoder's joint space",
+            "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
+            "values": f"words: [1, patches, top], ids in words.txt, {EMPTY} is none; scores: cosines in {LEVELS}ths of "
+            "best: [1]; an image that cannot be decoded has no row",
+            "batch": self.batch,
+            "encoder": self.how.encoder,
+            "word list": self.how.words,
+            "depends_on": self.how.facts | {"sign": self.sign},
+            "versions": {name: version(name) for name in ("sightline", "torch", "transformers", "pillow")},
+        }
+
+    def num_views(self, image: Image.Image) -> int:
+        return 1
+
+    def views(self, image: Image.Image) -> dict[str, Tensor]:
+        box, grid = seen_box(self.processor, image.size), self.how.grid
+        if self.how.is_own:
+            pixels = self.processor([image], return_tensors="pt")["pixel_values"].float()
+        else:
+            seen = seen_image(image, box, self.joint.image_size, self.processor, pixelated=False)
+            pixels = normalised(seen, self.joint.image_processor)
+        places = [divmod(place, grid) for place in range(grid**2)]
+        inside = [not box.cell(row, column, grid).is_outside(image.size) for row, column in places]
+        return {"pixels": pixels, "inside": torch.tensor([inside])}
+
+    def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        ids, scores = self.best(views["pixels"])
+        return packed(ids, scores.masked_fill(~views["inside"].unsqueeze(-1), 0.0))
+
+    @torch.no_grad()
+    def best(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The best words of each patch, [views, patches, top], and their cosines times the sign."""
+        patches = self.joint.patches(self.joint.states(pixels.to(self.how.setting.device)))
+        patches = self.sign * on_grid(patches, self.how.grid)
+        found = self.table.top(patches.flatten(0, 1), self.how.top)
+        ids, scores = (part.unflatten(0, (len(pixels), -1)).cpu() for part in (found.ids, found.scores))
+        return ids, scores
+
+
+class Labels:
+    """Labels read from a store. It can be pickled."""
+
+    def __init__(self, store: Store, grid: int) -> None:
+        self.store, self.grid = store, grid
+
+    def __call__(self, image: ImageSource, *, shuffled: bool = False) -> tuple[str, np.ndarray, np.ndarray]:
+        """The key of an image, and of each of its patches the words and their scores (0 where there is none).
+
+        Args:
+            shuffled: those of another image instead, its patches in a random order.
+
+        Raises:
+            ImageError: if the image is not there, or could not be decoded when it was to be labelled.
+            SightlineError: if it has no labels: it changed after the stage began.
+        """
+        key = image_key(image)
+        if key is None:
+            load_image(image)
+        try:
+            values = self.store.read(self.store.another(key or "") if shuffled else key or "")
+        except KeyError:
+            raise SightlineError(
+                f"image {image_name(image)} has no labels in {self.store.folder}: it was changed after this stage "
+                "began. Run sightline annotate again, then train."
+            ) from None
+        if not len(values["words"]):
+            raise ImageError(f"image {image_name(image)} could not be decoded when its patches were to be labelled.")
+        ids, scores = unpacked(values)
+        if shuffled:
+            order = np.random.Generator(np.random.Philox(draw_seed(key or ""))).permutation(len(ids))
+            ids, scores = ids[order], scores[order]
+        return key or "", ids, scores
+
+
+def packed(ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    """Labels as they are kept: 3 bytes each. Scores of 0 or less are none; no score that counts becomes 0."""
+    best = scores.amax(dim=(1, 2)).clamp(min=0)
+    levels = (scores / best.clamp(min=1e-12)[:, None, None] * LEVELS).round().clamp(min=1)
+    there = scores > 0
+    return {
+        "words": torch.where(there, ids, EMPTY).to(torch.uint16),
+        "scores": torch.where(there, levels, 0).to(torch.uint8),
+        "best": best.to(torch.float16),
+    }
+
+
+def unpacked(values: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and scores of an image's patches, [patches, top], from how they are kept."""
+    scores = values["scores"][0].numpy().astype(np.float32) * (float(values["best"][0]) / LEVELS)
+    return values["words"][0].numpy().astype(np.int64), scores
+
+
+def on_grid(patches: Float[Tensor, "views patches d"], grid: int) -> Float[Tensor, "views tokens d"]:
+    """Patches on another grid: bilinear, over the area that a token covers where the grid is coarser."""
+    side = round(patches.shape[1] ** 0.5)
+    if side == grid:
+        return patches
+    image = patches.transpose(1, 2).unflatten(2, (side, side))
+    image = F.interpolate(image, size=(grid, grid), mode="bilinear", antialias=grid < side, align_corners=False)
+    return F.normalize(image.flatten(2).transpose(1, 2), dim=-1)
+
+
+def normalised(image: Image.Image, image_processor: Any) -> Tensor:
+    """An image of the encoder's size as the encoder takes it: [1, 3, side, side]."""
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32)) * image_processor.rescale_factor
+    mean, std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
+    return ((pixels - mean) / std).permute(2, 0, 1).unsqueeze(0)
+
+
+def draw_seed(key: str) -> int:
+    """A number that follows from an image's key."""
+    return int(key[:16] or "0", 16)
+
+
+@lru_cache(maxsize=4)
+def encoder_facts(encoder: str, extractor: Extractor) -> dict[str, Any]:
+    """What an encoder is, by its weights; read once in a process."""
+    return load_joint(encoder, extractor).facts()
+
+
+def _pixels_of(image_processor: Any) -> dict[str, Any]:
+    kept = {"processor_class", "image_processor_type", "auto_map"}
+    return {key: value for key, value in image_processor.to_dict().items() if key not in kept and key[0] != "_"}
+
+
+def _name(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

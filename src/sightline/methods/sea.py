@@ -1,0 +1,268 @@
+"""SEA: every visual token supervised by words, in the language model's own embedding space.
+
+Supervised Embedding Alignment (Yin et al. 2024, `docs/papers.md`). Each patch has labels: the words that an image-text
+encoder finds nearest to it, with their cosines (equations 4 to 6, `annotate/patchwords.py`). In a step one patch is
+drawn from each window of patches and one label of it, in proportion to its score (equation 7); of the patches of a
+batch that drew the same word one is kept. What the connector made of the patch is then to be found by the word's
+embedding among those of all other words, and the other way round (equations 8, 9).
+
+    labels -> draw (offline, by seed, epoch and image) -> one_per_word -> symmetric_info_nce(visual, words)
+
+It adds nothing to the model: what is exported, and every logit, is the same without it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ..annotate.patchwords import Labels, PatchWords, draw_seed
+from ..data.order import generator
+from ..data.words import inside_a_sentence, word_list
+from ..errors import SightlineError
+from ..models.joint import Extractor
+from ..objectives.contrastive import symmetric_info_nce
+from ..objectives.gather import gather_rows
+from ..types import Batch, Sample, Trace
+from .base import AlignmentMethod, Annotation, LossSpec, MethodConfig, Needs, Reader, Setting, Sizes
+
+DRAWN = "sea/drawn"
+LOSS = "sea/contrastive"
+PRESETS: dict[str, dict[str, Any]] = {"sea_paper": {"sign": -1, "temperature": 1.0}}
+"""What the paper has and we do not by default: the cosine negated whatever the encoder; the temperature begins at 1,
+the only executable reading of its `tau = 0` beside `learnable`."""
+
+
+class SEAConfig(MethodConfig):
+    """Options of SEA."""
+
+    preset: Literal["sea_paper"] | None = None
+    """`sea_paper` sets what the paper says where our defaults differ; options that are given stay."""
+    encoder: str | None = None
+    """The CLIP or SigLIP that labels patches; by default the model's own tower, as the recipe names it."""
+    extractor: Extractor = "last"
+    """Patch features: `last` layer, `value` path of the last layer (MaskCLIP), or `surgery` (v-v attention)."""
+    sign: Literal["auto", 1, -1] = "auto"
+    """Of the cosine; `auto` takes the one that finds more of the captions' words, and says so."""
+    words: str = "english"
+    """The words to choose from: `english` (40,000), or a file with a word on each line."""
+    templates: tuple[str, ...] = ("{}",)
+    """Sentences around a word for the encoder's text side; their features are averaged."""
+    top: Annotated[int, Field(ge=1)] = 10
+    """Labels of a patch, at most; those with scores of 0 or less are dropped."""
+    window: Annotated[int, Field(ge=1)] = 2
+    """One patch is drawn from each square of so many a side."""
+    partial_windows: bool = True
+    """Whether windows that reach beyond the grid (27 is odd) count."""
+    sharpen: Annotated[float, Field(gt=0)] = 1.0
+    """A label is drawn in proportion to its score to this power; the paper has 1."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Where the temperature of the loss begins; it is learned where the stage trains `sea`."""
+    max_scale: Annotated[float, Field(gt=0)] = 100.0
+    """Largest 1/temperature."""
+    scope: Literal["micro-batch", "gathered"] = "micro-batch"
+    """Whether patches are contrasted within one forward pass of a process, or among those of all processes."""
+    control: Literal["none", "shuffled"] = "none"
+    """`shuffled` takes the labels of another image, its patches in a random order: a floor to compare with."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, values: Any) -> Any:
+        chosen = PRESETS.get(values.get("preset") or "", {}) if isinstance(values, dict) else {}
+        return {**chosen, **values} if chosen else values
+
+
+class SEA(AlignmentMethod):
+    """Supervision of visual tokens by words, in training alone."""
+
+    name = "sea"
+    Config = SEAConfig
+    config: SEAConfig
+
+    def __init__(self, config: SEAConfig, sizes: Sizes) -> None:
+        """
+        Raises:
+            SightlineError: if the connector's tokens are no square grid.
+        """
+        super().__init__(config, sizes)
+        self.grid = math.isqrt(sizes.tokens)
+        if self.grid**2 != sizes.tokens:
+            raise SightlineError(
+                f"SEA labels a square grid of visual tokens, and the connector gives {sizes.tokens} for a view. "
+                "Say model.vision_select=patch."
+            )
+        self.train_only["temperature"] = Temperature(config.temperature, config.max_scale)
+        self._word_tokens = torch.zeros(0, 0, dtype=torch.long)
+        self._embed: Sequence[Callable[[Tensor], Tensor]] = ()
+        """The language model's input embeddings, in a tuple so that they do not become a submodule."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(losses=(LossSpec(LOSS, scope=self.config.scope, columns=(DRAWN,)),))
+
+    def annotation(self, setting: Setting) -> Annotation:
+        return SEAAnnotation(self.patch_words(setting), self.config, setting)
+
+    def patch_words(self, setting: Setting) -> PatchWords:
+        """How patches get their words."""
+        config, parts = self.config, setting.recipe.model
+        encoder = config.encoder or (parts.vision if parts is not None else None)
+        if encoder is None:
+            raise SightlineError("SEA does not know which encoder labels patches: the model was loaded whole. Name it.")
+        return PatchWords(
+            encoder=encoder,
+            extractor=config.extractor,
+            sign=config.sign,
+            words=config.words,
+            templates=config.templates,
+            top=config.top,
+            grid=self.grid,
+            setting=setting,
+        )
+
+    def begin(self, setting: Setting) -> None:
+        """Take hold of the language model's embeddings, and what each word is in its tokens."""
+        if not setting.stage.weights.get(LOSS):
+            return
+        words = word_list(self.config.words)
+        ids = inside_a_sentence(setting.assembly.tokenizer, words)
+        longest = max(map(len, ids))
+        self._word_tokens = torch.tensor([[*row, *[-1] * (longest - len(row))] for row in ids])
+        self._embed = (setting.assembly.model.get_input_embeddings(),)
+
+    def losses(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
+        drawn = drawn_of(batch)
+        x, words, priority = trace.visual[drawn[:, 0]], drawn[:, 1], drawn[:, 2]
+        if self.config.scope == "gathered":
+            x, words, priority = (gather_rows(rows, batch) for rows in (x, words, priority))
+        kept = one_per_word(words, priority)
+        scale = self.train_only["temperature"]()
+        return {LOSS: symmetric_info_nce(x[kept], self.text(words[kept]), scale)}
+
+    @torch.no_grad()
+    def text(self, words: Int[Tensor, " words"]) -> Float[Tensor, "words d_llm"]:
+        """The text feature of each word: the mean of its tokens' input embeddings (equation 8). Nothing flows back to
+        them."""
+        tokens = self._word_tokens.to(words.device)[words]
+        there = tokens >= 0
+        (embed,) = self._embed
+        embedded = embed(tokens.clamp(min=0))
+        return (embedded * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
+
+
+class Temperature(nn.Module):
+    """1/temperature, learned as its logarithm; it serves the loss alone."""
+
+    def __init__(self, temperature: float, max_scale: float) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.max_scale = max_scale
+
+    def forward(self) -> Float[Tensor, ""]:
+        return self.log_scale.exp().clamp(max=self.max_scale)
+
+
+class SEAAnnotation(Annotation):
+    """Labels of the patches of a stage's images, and what is drawn of them in each epoch."""
+
+    def __init__(self, patch_words: PatchWords, config: SEAConfig, setting: Setting) -> None:
+        self.patch_words, self.config, self.setting = patch_words, config, setting
+
+    def compute(self) -> Any:
+        return self.patch_words.compute()
+
+    def reader(self) -> Reader:
+        labels = self.patch_words.open()
+        return Drawing(labels, self.config, grid=self.patch_words.grid, seed=self.setting.recipe.seed)
+
+
+class Drawing:
+    """Draws, for a sample in an epoch, which patches are supervised by which words. It can be pickled."""
+
+    def __init__(self, labels: Labels, config: SEAConfig, *, grid: int, seed: int) -> None:
+        self.labels, self.config, self.grid, self.seed = labels, config, grid, seed
+
+    def __call__(self, sample: Sample, epoch: int) -> dict[str, Tensor]:
+        """Rows of (number of the image in the sample, place in its grid, word, priority)."""
+        config, rows = self.config, []
+        for number, image in enumerate(sample.images):
+            key, ids, scores = self.labels(image, shuffled=config.control == "shuffled")
+            rng = generator(self.seed, 4, epoch, draw_seed(key))
+            drawn = draw(
+                ids, scores, self.grid, rng, window=config.window, partial=config.partial_windows, power=config.sharpen
+            )
+            rows.append(np.insert(drawn, 0, number, axis=1))
+        return {DRAWN: torch.from_numpy(np.concatenate(rows) if rows else np.zeros((0, 4), dtype=np.int64))}
+
+
+def draw(
+    ids: Int[np.ndarray, "patches n"],
+    scores: Float[np.ndarray, "patches n"],
+    grid: int,
+    rng: np.random.Generator,
+    *,
+    window: int = 2,
+    partial: bool = True,
+    power: float = 1.0,
+) -> Int[np.ndarray, "drawn 3"]:
+    """One patch from each window that has one with a label, and one of its labels in proportion to its score.
+
+    Args:
+        scores: of the labels; those of 0 or less are none.
+
+    Returns:
+        Rows of (place of the patch in the grid, word, a random priority).
+    """
+    squares = windows(grid, window, partial)
+    chances = probabilities(scores, power)
+    labelled = np.append(chances.any(axis=1), False)  # -1, outside the grid, is none
+    order = np.where(labelled[squares], rng.random(squares.shape), -1.0)
+    which, with_label = rng.random(len(squares)), order.max(axis=1) >= 0
+    places = squares[np.arange(len(squares)), order.argmax(axis=1)]
+    label = (chances[places].cumsum(axis=1) <= which[:, None]).sum(axis=1).clip(max=chances.shape[1] - 1)
+    label = np.where(chances[places, label] > 0, label, chances[places].argmax(axis=1))  # of a sum just under 1
+    priority = rng.integers(2**31, size=len(squares))
+    return np.stack([places, ids[places, label], priority], axis=1)[with_label].astype(np.int64)
+
+
+def probabilities(scores: Float[np.ndarray, "patches n"], power: float = 1.0) -> Float[np.ndarray, "patches n"]:
+    """How likely each label is to be drawn (equation 7): its score over the sum; labels of 0 or less never are."""
+    positive = np.where(scores > 0, scores, 0.0).astype(np.float64) ** power * (scores > 0)
+    return positive / np.maximum(positive.sum(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+
+
+@lru_cache(maxsize=8)
+def windows(grid: int, window: int, partial: bool) -> Int[np.ndarray, "windows places"]:
+    """The places in each square window of a grid, in reading order; -1 beyond its edge."""
+    count = -(-grid // window) if partial else grid // window
+    steps = np.arange(count * window).reshape(count, window)
+    rows, columns = steps[:, None, :, None], steps[None, :, None, :]
+    places = np.where((rows < grid) & (columns < grid), rows * grid + columns, -1)
+    return places.reshape(count * count, window * window)
+
+
+def drawn_of(batch: Batch) -> Int[Tensor, "drawn 3"]:
+    """What was drawn for a batch: rows of (place among all its visual tokens, word, priority)."""
+    first_image = batch.image_counts.cumsum(0) - batch.image_counts
+    starts = batch.visual_counts.cumsum(0) - batch.visual_counts
+    parts = []
+    for row, drawn in enumerate(batch.columns[DRAWN]):
+        place = starts[first_image[row] + drawn[:, 0]] + drawn[:, 1] if len(drawn) else drawn[:, 1]
+        parts.append(torch.stack([place, drawn[:, 2], drawn[:, 3]], dim=1))
+    return torch.cat(parts)
+
+
+def one_per_word(words: Int[Tensor, " drawn"], priority: Int[Tensor, " drawn"]) -> Int[Tensor, " kept"]:
+    """Which rows to keep so that each word occurs once: the one of highest priority, in the order given."""
+    by_priority = torch.argsort(priority, descending=True, stable=True)
+    by_word = by_priority[torch.argsort(words[by_priority], stable=True)]
+    sorted_words = words[by_word]
+    first = torch.ones_like(sorted_words, dtype=torch.bool)
+    first[1:] = sorted_words[1:] != sorted_words[:-1]
+    return by_word[first].sort().values
