@@ -26,7 +26,7 @@ CHECKED = [
     "diagnostics",
 ]
 MODELS = ("towers", "connectors", "modeling", "packing", "backbones", "assemble", "parts", "precision", "origin")
-MODELS += ("adapters",)
+MODELS += ("adapters", "digest", "joint")
 CHECKED += [f"models.{module}" for module in MODELS]
 install_import_hook([f"sightline.{module}" for module in CHECKED], "beartype.beartype")
 
@@ -48,6 +48,12 @@ settings.load_profile("sightline")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny random backbones by name; see parts.py."""
     return parts.build_all(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def tiny_joint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a tiny random CLIP and SigLIP with both sides; see parts.py."""
+    return parts.build_joint(tmp_path_factory.mktemp("joint"))
 
 
 @pytest.fixture(scope="session")

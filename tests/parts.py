@@ -33,6 +33,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from sightline.world.tokenizer import build_tokenizer
+
 SIDE, PATCH = 32, 8
 GRID = (SIDE // PATCH) ** 2
 TOWERS = ("clip", "siglip", "dinov2", "registers")
@@ -121,6 +123,28 @@ def build_all(root: Path) -> dict[str, Path]:
         folders[name] = root / name
         model.save_pretrained(folders[name])
         (tokenizer(bos=False) if name == "qwen2" else words).save_pretrained(folders[name])
+    return folders
+
+
+def build_joint(root: Path) -> dict[str, Path]:
+    """A CLIP and a SigLIP with both sides, tokenizer and image processor under `root`; no weight has a round value."""
+    torch.manual_seed(0)
+    words = build_tokenizer(append_eos=True, max_length=16)
+    body = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    vision = {**body, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": PATCH}
+    text = {**body, "num_hidden_layers": 2, "vocab_size": len(words), "max_position_embeddings": 16}
+    text |= {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    clip = CLIPConfig(vision_config=CLIPVisionConfig(**vision), text_config=CLIPTextConfig(**text), projection_dim=24)
+    siglip = SiglipConfig(vision_config=SiglipVisionConfig(**vision), text_config=SiglipTextConfig(**text))
+    folders = {}
+    for name, model in (("clip", CLIPModel(clip)), ("siglip", SiglipModel(siglip))):
+        for weights in model.parameters():
+            weights.data += 0.1 * torch.randn_like(weights)
+        folders[name] = root / name
+        model.save_pretrained(folders[name])
+        words.save_pretrained(folders[name])
+        side = {"height": SIDE, "width": SIDE}
+        CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=side).save_pretrained(folders[name])
     return folders
 
 

@@ -114,8 +114,13 @@ def annotate(
         list[str] | None, typer.Argument(help="Changes to it, as key=value.", metavar="[KEY=VALUE]...")
     ] = None,
     features: Annotated[bool, typer.Option("--features", help="What the frozen vision tower gives.")] = False,
+    method: Annotated[str | None, typer.Option(help="What a method of the recipe annotates: sea.")] = None,
 ) -> None:
     """Compute once what does not change while a recipe trains; `train` uses it by itself when it is there.
+
+    With `--method sea`: the words of every patch of every image of the stages that train with them.
+
+        sightline annotate recipe.yaml --method sea
 
     With `--features`: what the frozen vision tower gives for every image of every stage that does not train it.
     Training then decodes no image and does not run the tower; what it computes is the same.
@@ -126,15 +131,19 @@ def annotate(
     there. Stopped at any moment, the same command goes on where it was; other images are added to those that are there.
     Several GPUs share the work: `torchrun --nproc-per-node 8 -m sightline annotate RECIPE --features`
     """
-    if not features:
-        raise SightlineError("say what to compute. For what the frozen vision tower gives, add --features")
+    if not features and method is None:
+        raise SightlineError(
+            "say what to compute: --method NAME for what a method annotates, --features for what the frozen vision "
+            "tower gives"
+        )
     from .config import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
-    from .train.annotate import annotate_features
+    from .train.annotate import annotate_features, annotate_method
 
     try:
-        folders = annotate_features(resolved)
+        folders = annotate_features(resolved) if features else []
+        folders += annotate_method(resolved, method) if method is not None else []
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     for folder in folders:

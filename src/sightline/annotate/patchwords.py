@@ -36,7 +36,7 @@ from ..progress import reading_bar
 from ..types import ImageSource
 from .images import ImageJob, ImageWork, images_of, run_images
 from .nearest import WordTable
-from .sign import Signs, measure_signs
+from .sign import measure_signs
 
 FORMAT = 1
 """Raised when labels are computed or kept in another way."""

@@ -62,9 +62,7 @@ def seen_box(image_processor: Any, size: tuple[int, int]) -> Box:
     return Box(left, top, left + width, top + height)
 
 
-def seen_image(
-    image: Image.Image, box: Box, side: int, image_processor: Any, *, pixelated: bool = True
-) -> Image.Image:
+def seen_image(image: Image.Image, box: Box, side: int, image_processor: Any, *, pixelated: bool = True) -> Image.Image:
     """What the model sees, `side` pixels wide and high: finer than the tower takes it where the image is finer.
 
     Args:

@@ -32,7 +32,7 @@ def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[Any, Any]:
     config = config.vision_config if hasattr(config, "vision_config") else config
     spec = tower_spec(config)
     tower, info = found(lambda: load_weights(MODEL_MAPPING[type(config)], path), name)
-    _check_complete(name, info, "vision tower")
+    check_complete(name, info, "vision tower")
     image_processor: Any = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), name)
     if image_fit == "pad":
         image_processor = LlavaImageProcessorPil(
@@ -60,7 +60,7 @@ def load_language_model(name: str) -> tuple[Any, Any]:
     """
     path = resolve(name)
     lm, info = found(lambda: load_weights(AutoModelForCausalLM, path), name)
-    _check_complete(name, info, "language model")
+    check_complete(name, info, "language model")
     return lm, found(lambda: AutoTokenizer.from_pretrained(path), name)
 
 
@@ -104,8 +104,12 @@ def location(name: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else name
 
 
-def _check_complete(name: str, info: dict[str, Any], what: str) -> None:
-    """What a part brings beside (a CLIP's text side) is left; what it lacks is an error."""
+def check_complete(name: str, info: dict[str, Any], what: str) -> None:
+    """What a part brings beside (a CLIP's text side) is left; what it lacks is an error.
+
+    Raises:
+        SightlineError: with the weights that transformers' account of a loading misses.
+    """
     for trouble in ("missing_keys", "mismatched_keys"):
         if info[trouble]:
             keys = sorted(weight_name(key) for key in info[trouble])

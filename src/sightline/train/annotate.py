@@ -1,6 +1,7 @@
-"""`sightline annotate --features`: what a frozen tower gives for every image of a recipe, computed once.
+"""`sightline annotate`: what does not change while a recipe trains, computed once for its stages.
 
-The batch is the stage's, so that in training a batch of as many views sees the very same bits.
+With `--method`: what a method annotates. With `--features`: what a frozen tower gives for every image. The batch is
+the stage's then, so that in training a batch of as many views sees the very same bits.
 """
 
 import copy
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from ..annotate.images import ImageJob, ImageWork, run_images
 from ..config import Recipe, Stage
 from ..data.templates import get_template
-from ..errors import SightlineError
+from ..errors import SightlineError, did_you_mean
+from ..methods.base import Setting
 from ..models.assemble import Assembly
 from .features import as_held, depends_on, store_folder, why_no_features
 from .loop import autocast
@@ -46,6 +48,43 @@ def annotate_features(recipe: Recipe, *, console: Console | None = None) -> list
     for folder, job in jobs.items():
         run_images(folder, job, say)
     return list(jobs)
+
+
+def annotate_method(recipe: Recipe, name: str, *, console: Console | None = None) -> list[Path]:
+    """Compute what is missing of a method's annotations, for the stages that read them.
+
+    Returns:
+        The folders in which all of it is, or will be once the other processes are done.
+
+    Raises:
+        SightlineError: if the recipe has no such method, or no stage reads what it annotates; and for what stops it.
+        KeyboardInterrupt: having said how to go on.
+    """
+    say, device = sayer(console), own_device(recipe)
+    folders: list[Path] = []
+    assembly: Assembly | None = None
+    for number, stage in enumerate(recipe.stages):
+        assembly = start(recipe, stage, assembly)
+        methods = assembly.model.model.methods
+        if name not in methods:
+            have = ", ".join(method.name for method in methods.all) or "none"
+            raise SightlineError(
+                f"the recipe has no method '{name}'{did_you_mean(name, methods) or '.'} It has: {have}. "
+                f"Add it: methods=[{{name: {name}}}]"
+            )
+        if name not in methods.columns(stage.weights).values():
+            continue
+        sources = [*read_data(stage.data, say), *read_data(stage.validation, say)]
+        (method,) = (method for method in methods.all if method.name == name)
+        annotation = method.annotation(Setting(recipe, number, assembly, device, sources, say))
+        if annotation is not None and (folder := annotation.compute()) not in folders:
+            folders.append(folder)
+    if not folders:
+        raise SightlineError(
+            f"no stage of this recipe reads what '{name}' annotates, so there is nothing to compute. Weigh its loss in "
+            "a stage: stages.0.weights={...}"
+        )
+    return folders
 
 
 def plan_jobs(recipe: Recipe, device: torch.device, say: Callable[[str], None]) -> dict[Path, ImageJob]:

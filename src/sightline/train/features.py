@@ -23,14 +23,14 @@ from ..data.features import Features, remembered_key
 from ..data.store import Store
 from ..errors import SightlineError
 from ..models.assemble import Assembly
+from ..models.digest import config_facts, digest
 from ..progress import reading_bar
-from ..types import ImageSource, Sample
+from ..types import Sample
 
 FORMAT = 1
 """Raised when Sightline reads, turns or scales images in another way, or keeps features in another shape."""
 LIBRARIES = ("torch", "transformers", "pillow", "numpy")
 """Whose versions change what comes out, in the last bits at least."""
-NOT_THE_TOWER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map")
 NOT_THE_PIXELS = ("processor_class", "image_processor_type", "auto_map")
 
 
@@ -67,12 +67,7 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
     """All that the features of an image depend on beside its bytes."""
     model, stage = assembly.model, recipe.stages[number]
     tower = model.model.vision_tower
-    digest = hashlib.sha256()
-    for name, parameter in sorted(tower.named_parameters()):
-        value = as_held(recipe, number, parameter).cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    config = {k: v for k, v in tower.config.to_dict().items() if k not in NOT_THE_TOWER and not k.startswith("_")}
+    held = ((name, as_held(recipe, number, weights)) for name, weights in sorted(tower.named_parameters()))
     pixels = assembly.image_processor.to_dict()
     views = []
     for method, record in zip(model.model.methods.all, model.config.methods or [], strict=True):
@@ -81,7 +76,7 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
             views.append({**record, "source": source})
     values = {
         "format": FORMAT,
-        "tower": {"weights": digest.hexdigest(), "frozen": stage.frozen != "fp32", "config": config},
+        "tower": {"weights": digest(held), "frozen": stage.frozen != "fp32", "config": config_facts(tower.config)},
         "attention": tower.config._attn_implementation,
         "layers": model.config.vision_feature_layer,
         "select": model.config.vision_select,

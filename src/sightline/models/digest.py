@@ -1,0 +1,29 @@
+"""What a network is, in a few facts: what was computed with one is known by them."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+NO_MATTER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map")
+"""What a config says of who saved it, and how."""
+
+
+def digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order given. It does not depend on the device."""
+    found = hashlib.sha256()
+    for name, parameter in parameters:
+        value = parameter.detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def config_facts(config: PreTrainedConfig) -> dict[str, Any]:
+    """A config without what changes nothing of what comes out, as JSON would give it back."""
+    values = {key: value for key, value in config.to_dict().items() if key not in NO_MATTER and key[0] != "_"}
+    return json.loads(json.dumps(values, default=str))
