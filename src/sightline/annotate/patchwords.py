@@ -1,9 +1,9 @@
 """The words of patches: those that an image-text encoder finds nearest to each patch of an image.
 
-SEA (Yin et al. 2024), equations 4 to 6: cosines of every patch with every word of a list, the best of them, those above
-0 alone. Patches and words are in the encoder's joint space (`models/joint.py`); whether its patches point to their words
-or away from them differs between encoders, so the sign is measured on captions. An encoder that is not the model's own
-tower sees the same part of the image, and its patches are laid on the grid of the model's visual tokens.
+SEA (Yin et al. 2024), equations 4 to 6: cosines of every patch with every word of a list, the best of them, those
+above 0 alone. Patches and words are in the encoder's joint space (`models/joint.py`); whether its patches point to
+their words or away from them differs between encoders, so the sign is measured on captions. An encoder that is not the
+model's own tower sees the same part of the image, and its patches are laid on the grid of the model's visual tokens.
 """
 
 import hashlib
