@@ -1,6 +1,7 @@
 """What a plan must be before anything runs: whole, honest about its seeds and splits, and what it was when it began."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 
 from sightline.compare.checks import check_plan
 from sightline.compare.draft import draft_plan
-from sightline.compare.folder import jobs_of
+from sightline.compare.folder import jobs_of, open_comparison
 from sightline.compare.read import arm_recipe, load_plan, parse_plan, plan_hash
 from sightline.data.order import Order
 from sightline.errors import SightlineError
@@ -79,6 +80,10 @@ ARM = {"name": "x", "recipe": "base.yaml"}
         ({"baseline": "blnd"}, "'blnd' is not an arm; did you mean 'blind'?"),
         ({"pairs": [["blind", "blind"]]}, "an arm cannot be compared with itself"),
         ({"pairs": [["blind", "baseline"], ["baseline", "blind"]]}, "one difference would be two claims"),
+        (
+            {"secondary": [{"questions": "q.jsonl", "ability": "a"}, {"questions": "./q.jsonl", "ability": "a"}]},
+            "primary and secondary: 'q.jsonl, a' is there twice; one outcome would have two intervals",
+        ),
         ({"claims": 1}, "claims: 1 are fewer than the 2 pairs compared"),
         ({"smallest_effect": 0}, "smallest_effect"),
         ({"smallest_effect": float("nan")}, "smallest_effect"),
@@ -215,6 +220,27 @@ def test_a_folder_with_something_else_is_left_alone(folder: Path):
     with pytest.raises(SightlineError, match="is no comparison that was begun"):
         begin(plan_values(folder), folder / "out")
     assert [path.name for path in (folder / "out").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", [".plan.yaml.12.34", "..gitignore.1.2", ".plan.json.ab", "..plan.json.ab.1.2"])
+def test_a_folder_that_another_process_begins_now_is_no_other_thing(folder: Path, name: str):
+    """Nor one in which a process was killed as it wrote its first files."""
+    (folder / "out").mkdir()
+    (folder / "out" / name).write_text("half")
+    begin(plan_values(folder), folder / "out")
+    assert (folder / "out" / "plan.json").is_file()
+
+
+def test_processes_that_begin_at_once_begin_one_comparison(folder: Path):
+    values = plan_values(folder)
+    plan = parse_plan(values, "plan")
+    material, text = check_plan(plan), yaml.safe_dump(values)
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(20):
+            out = folder / f"out{number}"
+            begun = [pool.submit(open_comparison, plan, text, material, out) for _ in range(4)]
+            assert len({future.result().hash for future in begun}) == 1
+            assert {path.name for path in out.iterdir()} == {"plan.yaml", "plan.json", ".gitignore"}
 
 
 def test_two_files_of_one_name_are_refused(folder: Path, pictures: Path):
