@@ -168,6 +168,39 @@ def test_what_a_run_cost_is_what_the_dry_run_counts(folder: Path, whole: Path):
     assert both["flops"] > cost["flops"] and both["steps"] == 4
 
 
+def test_a_methods_slots_are_no_text(folder: Path, tiny, pictures: Path):
+    """A row's tokens hold them, and the plan adds them by itself."""
+    from sightline.compare.work import _flops
+    from sightline.config import load_recipe
+
+    recipe = load_recipe(write_recipe(folder / "toy.yaml", tiny, pictures, methods=[{"name": "toy:Toy"}]))
+    expected = plan_recipe(recipe, (1,), text_tokens=20)
+    spent = {}
+    for stage in expected.stages:
+        assert stage.rows.images and stage.sequence == round(stage.rows.images * (stage.tokens_per_image + 1) + 20)
+        spent[stage.name] = (stage.samples, stage.samples * stage.sequence)
+    assert _flops(recipe, spent) == sum(stage.flops for stage in expected.stages)
+
+
+def test_a_plan_that_cannot_be_carried_out_is_not_left_in_the_way(folder: Path, tiny, pictures: Path, monkeypatch):
+    """After a mistyped ability or file, the command said right goes on."""
+    monkeypatch.chdir(folder)
+    write_recipe(folder / "other.yaml", tiny, pictures)
+    recipes = ["base.yaml", "other.yaml", "--seeds", 3, "--plan", "--data"]
+    assert "did you mean 'colour'?" in said(sightline(*recipes, "test.questions.jsonl", "--ability", "color"))
+    assert "question file not found" in said(sightline(*recipes, "tset.questions.jsonl"))
+    assert not Path("comparisons").exists()
+    result = sightline(*recipes, "test.questions.jsonl", "--ability", "colour")
+    assert result.exit_code == 0, result.output
+
+
+def test_no_more_seeds_than_a_plan_takes(folder: Path, tiny, pictures: Path, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_recipe(folder / "other.yaml", tiny, pictures)
+    result = sightline("base.yaml", "other.yaml", "--data", "test.questions.jsonl", "--plan", "--seeds", 10**11)
+    assert result.exit_code == 2 and "10000" in result.output
+
+
 def test_recipes_alone_are_compared_by_a_plan_that_is_written_first(folder: Path, tiny, pictures: Path, monkeypatch):
     monkeypatch.chdir(folder)
     write_recipe(folder / "other.yaml", tiny, pictures)
