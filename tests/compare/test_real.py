@@ -1,5 +1,6 @@
 """Comparisons through the command line, with tiny models that really train: killed, resumed, repeated, refused."""
 
+import hashlib
 import json
 import os
 import signal
@@ -73,9 +74,15 @@ def scores(out: Path) -> dict[str, dict]:
     return {row.name: json.loads(row.read_text())["scores"] for row in sorted((out / "rows").glob("*.json"))}
 
 
+def weights(out: Path) -> dict[str, str]:
+    """A hash of the weights that each run ended with: answers of models this small are all wrong, and so alike."""
+    files = sorted((out / "runs" / "claim").glob("*/model/model.safetensors"))
+    return {file.parts[-3]: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 def test_a_killed_comparison_leaves_its_training_alone(folder: Path, whole: Path, monkeypatch):
     """SIGKILL to the process that compares: the training that it started keeps its run to the end, another comparison
-    waits for that and does the rest, and the scores are those of an undisturbed one."""
+    waits for that and does the rest, and weights and scores are those of an undisturbed one."""
     out, plan = folder / "out", two_arms(folder)
     command = [sys.executable, "-c", PROGRAM, str(plan), "--out", str(out)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -89,6 +96,7 @@ def test_a_killed_comparison_leaves_its_training_alone(folder: Path, whole: Path
     assert again.exit_code == 0, again.output
     assert "waiting for runs that another process holds" in again.output
     assert scores(out) == scores(whole) and len(scores(out)) == 2
+    assert weights(out) == weights(whole) and len(set(weights(out).values())) == 2
     rows = (out / "results.jsonl").read_text()
     assert str(folder) not in rows and json.loads(rows.splitlines()[0])["versions"]["torch"]
     assert "# small" in again.output
@@ -123,7 +131,8 @@ def test_workers_share_out_the_gpus_they_may_see(monkeypatch):
 
 
 def test_a_half_trained_run_goes_on_where_it_was(folder: Path, whole: Path, monkeypatch):
-    """The power goes after the first step of the second stage; the trainer resumes, and the scores are the same."""
+    """The power goes after the first step of the second stage; the trainer resumes, and weights and scores are
+    the same."""
     plan, out, save = two_arms(folder), folder / "out", Checkpoints.save
     monkeypatch.setattr("sightline.compare.work.CommandLine", Here)
 
@@ -140,6 +149,7 @@ def test_a_half_trained_run_goes_on_where_it_was(folder: Path, whole: Path, monk
     result = sightline(plan, "--out", out)
     assert result.exit_code == 0, result.output
     assert scores(out) == scores(whole)
+    assert weights(out) == weights(whole) and len(set(weights(out).values())) == 2
     first, second = (json.loads((where / "rows" / "baseline.seed0.json").read_text()) for where in (out, whole))
     assert (first["resumed"], second["resumed"]) == (1, 0)
     same = ("steps", "samples", "tokens", "flops")

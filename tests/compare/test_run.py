@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,16 +119,21 @@ def test_shards_make_one_result(folder: Path, shared: bool):
     if shared:
         parts = [begin(brief(folder), folder / "out") for _ in range(2)]
         options = [{"shard": (part, 2), "workers": 2, "poll": 0.3} for part in (1, 2)]
+        runners = [Pretence(right), Pretence(right)]
         threads = [
-            threading.Thread(target=run_comparison, args=(comparison, Pretence(right)), kwargs=option)
-            for comparison, option in zip(parts, options, strict=True)
+            threading.Thread(target=run_comparison, args=(comparison, runner), kwargs=option)
+            for comparison, runner, option in zip(parts, runners, options, strict=True)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         for comparison, option in zip(parts, options, strict=True):  # one may have left while the other began a run
-            run_comparison(comparison, Pretence(right), **option)
+            runners.append(Pretence(right))
+            run_comparison(comparison, runners[-1], **option)
+        asked = [command[1] for runner in runners for command in runner.commands if command[0] == "eval"]
+        assert len(asked) == len(set(asked)) == 8, "no run is done twice"
+        assert all(runner.commands for runner in runners[:2]), "both took part"
     else:
         parts = [begin(brief(folder), folder / f"out{part}") for part in (1, 2)]
         for _ in range(2):  # tuning, then the claim
@@ -141,6 +147,19 @@ def test_shards_make_one_result(folder: Path, shared: bool):
     for comparison in parts:
         assert scores(comparison) == scores(whole)
         assert results_of(comparison.plan, comparison.rows()).primary == results_of(whole.plan, whole.rows()).primary
+
+
+def test_two_processes_do_no_run_twice(folder: Path):
+    """Each ready to do every run, at once, on one folder."""
+    runners = [Pretence(right), Pretence(right)]
+    with ThreadPoolExecutor(2) as pool:
+        comparisons = [begin(brief(folder), folder / "out") for _ in runners]
+        options = {"workers": 2, "poll": 0.1}
+        pairs = zip(comparisons, runners, strict=True)
+        ends = [pool.submit(run_comparison, comparison, runner, **options) for comparison, runner in pairs]
+        assert [end.result() for end in ends] == [[], []]
+    commands = [tuple(command) for runner in runners for command in runner.commands]
+    assert len(commands) == len(set(commands)) == 16 and len(comparisons[0].rows()) == 8
 
 
 def test_workers_share_the_runs(folder: Path):
