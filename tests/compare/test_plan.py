@@ -1,11 +1,14 @@
 """What a plan must be before anything runs: whole, honest about its seeds and splits, and what it was when it began."""
 
 import json
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from sightline.compare.checks import check_plan
 from sightline.compare.draft import draft_plan
@@ -14,6 +17,7 @@ from sightline.compare.read import arm_recipe, load_plan, parse_plan, plan_hash
 from sightline.data.order import Order
 from sightline.errors import SightlineError
 from sightline.models.assemble import Assembly
+from sightline.train.folder import said
 from sightline.train.processes import joined
 from sightline.train.run import Data, start
 
@@ -212,6 +216,34 @@ def test_its_copy_its_recipes_and_its_questions_may_not_change_either(folder: Pa
     (out / "plan.yaml").write_text(yaml.safe_dump(plan_values(folder, seeds=2)))
     with pytest.raises(SightlineError, match="the plan is another one"):
         begin(plan_values(folder), out)
+
+
+def test_rows_and_weights_may_not_change_either(folder: Path, tiny, pictures: Path, tmp_path: Path):
+    """As many rows as before, of which one says something else; a tower of the same shape with other weights."""
+    rows, tower, out = tmp_path / "rows.json", tmp_path / "tower", folder / "out"
+    text = (pictures / "captions.json").read_text()
+    rows.write_text(text)
+    shutil.copytree(tiny["clip"], tower)
+    base = yaml.safe_load((folder / "base.yaml").read_text())
+    base["model"]["vision"] = str(tower)
+    base["stages"][0]["data"] = {"path": str(rows), "images": str(pictures / "images"), "template": "plain"}
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    begin(plan_values(folder), out)
+    rows.write_text(text.replace("red", "new", 1))
+    with pytest.raises(SightlineError, match=rf"files that the plan names are others .*: {re.escape(str(rows))}"):
+        begin(plan_values(folder), out)
+    rows.write_text(text)
+    weights = load_file(tower / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tower / "model.safetensors")
+    with pytest.raises(SightlineError, match=rf"files that the plan names are others .*: {re.escape(str(tower))}"):
+        begin(plan_values(folder), out)
+
+
+def test_a_key_that_a_later_version_adds_changes_no_hash():
+    """Null, false and empty say nothing; zero does."""
+    before = {"lr": 1e-3, "steps": 0}
+    assert said(before) == said(before | {"new": None, "other": False, "list": [], "map": {}})
+    assert len({said(before | {"new": value}) for value in (None, 0, True, "x", [1])}) == 5
 
 
 def test_a_folder_with_something_else_is_left_alone(folder: Path):

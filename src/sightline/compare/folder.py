@@ -198,7 +198,7 @@ def open_comparison(plan: Plan, text: str, material: Material, out: Path) -> Com
     try:
         begun = json.loads(place.read_text(encoding="utf-8"))
         copy = plan_hash(load_plan(out / "plan.yaml"))
-        then = (begun["plan"], begun["recipes"], begun["questions"], begun["began"])
+        then = (begun["plan"], begun["recipes"], begun["questions"], begun["files"], begun["began"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SightlineError(f"cannot tell with which plan '{out}' was begun: {error}. Restore it.") from None
     anew = (
@@ -206,14 +206,14 @@ def open_comparison(plan: Plan, text: str, material: Material, out: Path) -> Com
     )
     if not digest == begun["plan"] == copy:
         raise SightlineError(
-            f"the plan is another one than the one that was begun in '{out}' on {then[3]}. A plan that changes once "
+            f"the plan is another one than the one that was begun in '{out}' on {then[-1]}. A plan that changes once "
             f"there are results proves nothing, so nothing was run. {anew}"
         )
-    for what, now in (("recipes", material.recipes), ("questions", material.questions)):
+    for what, now in (("recipes", material.recipes), ("questions", material.questions), ("files", material.files)):
         changed = [name for name in now if begun[what].get(name) != now[name]]
         if changed:
             raise SightlineError(
-                f"{what} that the plan names are others than on {then[3]}, when '{out}' was begun: "
+                f"{what} that the plan names are others than on {then[-1]}, when '{out}' was begun: "
                 f"{', '.join(changed)}. Runs before and after could not be compared, so nothing was run. {anew}"
             )
     return Comparison(plan, out, digest)
