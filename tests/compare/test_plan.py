@@ -1,18 +1,23 @@
 """What a plan must be before anything runs: whole, honest about its seeds and splits, and what it was when it began."""
 
 import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from sightline.compare.checks import check_plan
 from sightline.compare.draft import draft_plan
-from sightline.compare.folder import jobs_of
+from sightline.compare.folder import jobs_of, open_comparison
 from sightline.compare.read import arm_recipe, load_plan, parse_plan, plan_hash
 from sightline.data.order import Order
 from sightline.errors import SightlineError
 from sightline.models.assemble import Assembly
+from sightline.train.folder import said
 from sightline.train.processes import joined
 from sightline.train.run import Data, start
 
@@ -79,6 +84,10 @@ ARM = {"name": "x", "recipe": "base.yaml"}
         ({"baseline": "blnd"}, "'blnd' is not an arm; did you mean 'blind'?"),
         ({"pairs": [["blind", "blind"]]}, "an arm cannot be compared with itself"),
         ({"pairs": [["blind", "baseline"], ["baseline", "blind"]]}, "one difference would be two claims"),
+        (
+            {"secondary": [{"questions": "q.jsonl", "ability": "a"}, {"questions": "./q.jsonl", "ability": "a"}]},
+            "primary and secondary: 'q.jsonl, a' is there twice; one outcome would have two intervals",
+        ),
         ({"claims": 1}, "claims: 1 are fewer than the 2 pairs compared"),
         ({"smallest_effect": 0}, "smallest_effect"),
         ({"smallest_effect": float("nan")}, "smallest_effect"),
@@ -209,12 +218,61 @@ def test_its_copy_its_recipes_and_its_questions_may_not_change_either(folder: Pa
         begin(plan_values(folder), out)
 
 
+def test_rows_and_weights_may_not_change_either(folder: Path, tiny, pictures: Path, tmp_path: Path):
+    """As many rows as before, of which one says something else; a tower of the same shape with other weights."""
+    rows, tower, out = tmp_path / "rows.json", tmp_path / "tower", folder / "out"
+    text = (pictures / "captions.json").read_text()
+    rows.write_text(text)
+    shutil.copytree(tiny["clip"], tower)
+    base = yaml.safe_load((folder / "base.yaml").read_text())
+    base["model"]["vision"] = str(tower)
+    base["stages"][0]["data"] = {"path": str(rows), "images": str(pictures / "images"), "template": "plain"}
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    begin(plan_values(folder), out)
+    rows.write_text(text.replace("red", "new", 1))
+    with pytest.raises(SightlineError, match=rf"files that the plan names are others .*: {re.escape(str(rows))}"):
+        begin(plan_values(folder), out)
+    rows.write_text(text)
+    weights = load_file(tower / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tower / "model.safetensors")
+    with pytest.raises(SightlineError, match=rf"files that the plan names are others .*: {re.escape(str(tower))}"):
+        begin(plan_values(folder), out)
+
+
+def test_a_key_that_a_later_version_adds_changes_no_hash():
+    """Null, false and empty say nothing; zero does."""
+    before = {"lr": 1e-3, "steps": 0}
+    assert said(before) == said(before | {"new": None, "other": False, "list": [], "map": {}})
+    assert len({said(before | {"new": value}) for value in (None, 0, True, "x", [1])}) == 5
+
+
 def test_a_folder_with_something_else_is_left_alone(folder: Path):
     (folder / "out").mkdir()
     (folder / "out" / "thesis.tex").write_text("x")
     with pytest.raises(SightlineError, match="is no comparison that was begun"):
         begin(plan_values(folder), folder / "out")
     assert [path.name for path in (folder / "out").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", [".plan.yaml.12.34", "..gitignore.1.2", ".plan.json.ab", "..plan.json.ab.1.2"])
+def test_a_folder_that_another_process_begins_now_is_no_other_thing(folder: Path, name: str):
+    """Nor one in which a process was killed as it wrote its first files."""
+    (folder / "out").mkdir()
+    (folder / "out" / name).write_text("half")
+    begin(plan_values(folder), folder / "out")
+    assert (folder / "out" / "plan.json").is_file()
+
+
+def test_processes_that_begin_at_once_begin_one_comparison(folder: Path):
+    values = plan_values(folder)
+    plan = parse_plan(values, "plan")
+    material, text = check_plan(plan), yaml.safe_dump(values)
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(20):
+            out = folder / f"out{number}"
+            begun = [pool.submit(open_comparison, plan, text, material, out) for _ in range(4)]
+            assert len({future.result().hash for future in begun}) == 1
+            assert {path.name for path in out.iterdir()} == {"plan.yaml", "plan.json", ".gitignore"}
 
 
 def test_two_files_of_one_name_are_refused(folder: Path, pictures: Path):

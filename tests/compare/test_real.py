@@ -1,5 +1,6 @@
 """Comparisons through the command line, with tiny models that really train: killed, resumed, repeated, refused."""
 
+import hashlib
 import json
 import os
 import signal
@@ -73,9 +74,15 @@ def scores(out: Path) -> dict[str, dict]:
     return {row.name: json.loads(row.read_text())["scores"] for row in sorted((out / "rows").glob("*.json"))}
 
 
+def weights(out: Path) -> dict[str, str]:
+    """A hash of the weights that each run ended with: answers of models this small are all wrong, and so alike."""
+    files = sorted((out / "runs" / "claim").glob("*/model/model.safetensors"))
+    return {file.parts[-3]: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
 def test_a_killed_comparison_leaves_its_training_alone(folder: Path, whole: Path, monkeypatch):
     """SIGKILL to the process that compares: the training that it started keeps its run to the end, another comparison
-    waits for that and does the rest, and the scores are those of an undisturbed one."""
+    waits for that and does the rest, and weights and scores are those of an undisturbed one."""
     out, plan = folder / "out", two_arms(folder)
     command = [sys.executable, "-c", PROGRAM, str(plan), "--out", str(out)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -89,6 +96,7 @@ def test_a_killed_comparison_leaves_its_training_alone(folder: Path, whole: Path
     assert again.exit_code == 0, again.output
     assert "waiting for runs that another process holds" in again.output
     assert scores(out) == scores(whole) and len(scores(out)) == 2
+    assert weights(out) == weights(whole) and len(set(weights(out).values())) == 2
     rows = (out / "results.jsonl").read_text()
     assert str(folder) not in rows and json.loads(rows.splitlines()[0])["versions"]["torch"]
     assert "# small" in again.output
@@ -123,7 +131,8 @@ def test_workers_share_out_the_gpus_they_may_see(monkeypatch):
 
 
 def test_a_half_trained_run_goes_on_where_it_was(folder: Path, whole: Path, monkeypatch):
-    """The power goes after the first step of the second stage; the trainer resumes, and the scores are the same."""
+    """The power goes after the first step of the second stage; the trainer resumes, and weights and scores are
+    the same."""
     plan, out, save = two_arms(folder), folder / "out", Checkpoints.save
     monkeypatch.setattr("sightline.compare.work.CommandLine", Here)
 
@@ -140,6 +149,7 @@ def test_a_half_trained_run_goes_on_where_it_was(folder: Path, whole: Path, monk
     result = sightline(plan, "--out", out)
     assert result.exit_code == 0, result.output
     assert scores(out) == scores(whole)
+    assert weights(out) == weights(whole) and len(set(weights(out).values())) == 2
     first, second = (json.loads((where / "rows" / "baseline.seed0.json").read_text()) for where in (out, whole))
     assert (first["resumed"], second["resumed"]) == (1, 0)
     same = ("steps", "samples", "tokens", "flops")
@@ -166,6 +176,39 @@ def test_what_a_run_cost_is_what_the_dry_run_counts(folder: Path, whole: Path):
     assert cost["flops"] == stage.flops
     both = json.loads((whole / "rows" / "baseline.seed0.json").read_text())["compute"]
     assert both["flops"] > cost["flops"] and both["steps"] == 4
+
+
+def test_a_methods_slots_are_no_text(folder: Path, tiny, pictures: Path):
+    """A row's tokens hold them, and the plan adds them by itself."""
+    from sightline.compare.work import _flops
+    from sightline.config import load_recipe
+
+    recipe = load_recipe(write_recipe(folder / "toy.yaml", tiny, pictures, methods=[{"name": "toy:Toy"}]))
+    expected = plan_recipe(recipe, (1,), text_tokens=20)
+    spent = {}
+    for stage in expected.stages:
+        assert stage.rows.images and stage.sequence == round(stage.rows.images * (stage.tokens_per_image + 1) + 20)
+        spent[stage.name] = (stage.samples, stage.samples * stage.sequence)
+    assert _flops(recipe, spent) == sum(stage.flops for stage in expected.stages)
+
+
+def test_a_plan_that_cannot_be_carried_out_is_not_left_in_the_way(folder: Path, tiny, pictures: Path, monkeypatch):
+    """After a mistyped ability or file, the command said right goes on."""
+    monkeypatch.chdir(folder)
+    write_recipe(folder / "other.yaml", tiny, pictures)
+    recipes = ["base.yaml", "other.yaml", "--seeds", 3, "--plan", "--data"]
+    assert "did you mean 'colour'?" in said(sightline(*recipes, "test.questions.jsonl", "--ability", "color"))
+    assert "question file not found" in said(sightline(*recipes, "tset.questions.jsonl"))
+    assert not Path("comparisons").exists()
+    result = sightline(*recipes, "test.questions.jsonl", "--ability", "colour")
+    assert result.exit_code == 0, result.output
+
+
+def test_no_more_seeds_than_a_plan_takes(folder: Path, tiny, pictures: Path, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_recipe(folder / "other.yaml", tiny, pictures)
+    result = sightline("base.yaml", "other.yaml", "--data", "test.questions.jsonl", "--plan", "--seeds", 10**11)
+    assert result.exit_code == 2 and "10000" in result.output
 
 
 def test_recipes_alone_are_compared_by_a_plan_that_is_written_first(folder: Path, tiny, pictures: Path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,16 +119,21 @@ def test_shards_make_one_result(folder: Path, shared: bool):
     if shared:
         parts = [begin(brief(folder), folder / "out") for _ in range(2)]
         options = [{"shard": (part, 2), "workers": 2, "poll": 0.3} for part in (1, 2)]
+        runners = [Pretence(right), Pretence(right)]
         threads = [
-            threading.Thread(target=run_comparison, args=(comparison, Pretence(right)), kwargs=option)
-            for comparison, option in zip(parts, options, strict=True)
+            threading.Thread(target=run_comparison, args=(comparison, runner), kwargs=option)
+            for comparison, runner, option in zip(parts, runners, options, strict=True)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         for comparison, option in zip(parts, options, strict=True):  # one may have left while the other began a run
-            run_comparison(comparison, Pretence(right), **option)
+            runners.append(Pretence(right))
+            run_comparison(comparison, runners[-1], **option)
+        asked = [command[1] for runner in runners for command in runner.commands if command[0] == "eval"]
+        assert len(asked) == len(set(asked)) == 8, "no run is done twice"
+        assert all(runner.commands for runner in runners[:2]), "both took part"
     else:
         parts = [begin(brief(folder), folder / f"out{part}") for part in (1, 2)]
         for _ in range(2):  # tuning, then the claim
@@ -141,6 +147,19 @@ def test_shards_make_one_result(folder: Path, shared: bool):
     for comparison in parts:
         assert scores(comparison) == scores(whole)
         assert results_of(comparison.plan, comparison.rows()).primary == results_of(whole.plan, whole.rows()).primary
+
+
+def test_two_processes_do_no_run_twice(folder: Path):
+    """Each ready to do every run, at once, on one folder."""
+    runners = [Pretence(right), Pretence(right)]
+    with ThreadPoolExecutor(2) as pool:
+        comparisons = [begin(brief(folder), folder / "out") for _ in runners]
+        options = {"workers": 2, "poll": 0.1}
+        pairs = zip(comparisons, runners, strict=True)
+        ends = [pool.submit(run_comparison, comparison, runner, **options) for comparison, runner in pairs]
+        assert [end.result() for end in ends] == [[], []]
+    commands = [tuple(command) for runner in runners for command in runner.commands]
+    assert len(commands) == len(set(commands)) == 16 and len(comparisons[0].rows()) == 8
 
 
 def test_workers_share_the_runs(folder: Path):
@@ -188,6 +207,72 @@ def test_what_fails_is_named_and_the_claim_waits(folder: Path):
     assert write_results(comparison, "")[0].complete
 
 
+def test_nothing_is_said_of_a_pair_while_runs_are_missing(folder: Path):
+    """Of secondary outcomes neither, though both arms of the pair are done."""
+    comparison = begin(plan_values(folder, tuning=None, seeds=4), folder / "out")
+    runner = Pretence(right)
+    runner.fails = {"no-stage-1"}
+    run_comparison(comparison, runner)
+    results, _ = write_results(comparison, "")
+    (secondary,) = results.secondary
+    for outcome in (results.primary, secondary):
+        assert outcome.pairs[1].difference is not None and outcome.pairs[1].difference.seeds == 4
+        assert {pair.words for pair in outcome.pairs} == {"waits for runs that are missing"}
+
+
+def test_a_failure_is_told_by_its_own_words(folder: Path):
+    """Not by those of an earlier attempt, which the log keeps."""
+    comparison = begin(plan_values(folder, tuning=None, seeds=1), folder / "out")
+    runner = Pretence(right)
+    runner.fails = {"blind"}
+    (first,) = run_comparison(comparison, runner)
+    assert "error: the loss is not finite." in str(first)
+
+    class Killed(Pretence):
+        def _train(self, file: Path, log: Path) -> int:
+            with log.open("a") as stream:
+                stream.write("stage pretrain, step 7\n")
+            return -signal.SIGKILL
+
+    (second,) = run_comparison(comparison, Killed(right))
+    assert "ended with code -9: stage pretrain, step 7 Log:" in str(second)
+    assert "not finite" in (comparison.path / "logs" / "claim.blind.seed0.log").read_text()
+
+
+def test_metrics_that_were_cut_off_fail_their_run_alone(folder: Path):
+    class Cut(Pretence):
+        def _train(self, file: Path, log: Path) -> int:
+            code, metrics = super()._train(file, log), Path(str(file).removesuffix(".yaml")) / "metrics.jsonl"
+            if "baseline" in file.name:
+                metrics.write_text(metrics.read_text()[:-15])
+            return code
+
+    comparison = begin(plan_values(folder, tuning=None, seeds=1), folder / "out")
+    (failure,) = run_comparison(comparison, Cut(right))
+    assert "metrics.jsonl cannot be read" in str(failure) and "have it done again: rm -r '" in str(failure).lower()
+    assert len(comparison.rows()) == 2, "the others are done"
+
+
+def test_runs_of_several_versions_are_told(folder: Path):
+    """Between runs, and within one that went on with another: its row has both."""
+    comparison = begin(plan_values(folder, tuning=None, seeds=1), folder / "out")
+
+    class Updated(Pretence):
+        def _train(self, file: Path, log: Path) -> int:
+            code, place = super()._train(file, log), Path(str(file).removesuffix(".yaml")) / "run.json"
+            if "blind" in file.name:
+                again = {"versions": {"sightline": "1", "torch": "3"}, "machine": {"device": "pretence"}}
+                place.write_text(json.dumps(json.loads(place.read_text()) | {"resumed": [again, again]}))
+            return code
+
+    run_comparison(comparison, Updated(right))
+    _, text = write_results(comparison, "")
+    assert comparison.row(Job("claim", "blind", 0))["versions"] == {"sightline": "0 then 1", "torch": "3"}
+    assert comparison.row(Job("claim", "blind", 0))["machine"] == {"device": "pretence"}
+    assert "- versions: sightline 0\n- versions: sightline 0 then 1, torch 3\n- machine: device pretence" in text
+    assert "several versions or machines, which adds noise" in text
+
+
 def test_one_seed_claims_nothing(folder: Path):
     comparison = begin(plan_values(folder, tuning=None, seeds=1), folder / "out")
     run_comparison(comparison, Pretence(right))
@@ -204,12 +289,34 @@ def test_a_report_before_any_run(folder: Path):
     assert all(pair.difference is None for pair in results.primary.pairs)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"plan": "other", "arm": "blind", "seed": 0}'])
+OTHER = '{"plan": "other", "kind": "claim", "arm": "blind", "seed": 0, "setting": 0}'
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", OTHER])
 def test_a_row_that_is_none_is_refused(folder: Path, content: str):
     comparison = begin(plan_values(folder, tuning=None), folder / "out")
     run_comparison(comparison, Pretence(right))
     comparison.row_path(Job("claim", "blind", 0)).write_text(content)
     with pytest.raises(SightlineError, match=r"rows/blind.seed0.json is (not a row|a row of another).* rm '"):
+        write_results(comparison, "")
+
+
+@pytest.mark.parametrize("lacking", ["scores", "compute", "versions"])
+def test_a_row_that_is_not_whole_is_refused(folder: Path, lacking: str):
+    comparison = begin(plan_values(folder, tuning=None, seeds=1), folder / "out")
+    run_comparison(comparison, Pretence(right))
+    path = comparison.row_path(Job("claim", "blind", 0))
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != lacking}))
+    with pytest.raises(SightlineError, match=r"rows/blind.seed0.json is not a row that can be read.* rm '"):
+        write_results(comparison, "")
+
+
+def test_a_row_of_another_setting_is_refused(folder: Path):
+    comparison = begin(brief(folder), folder / "out")
+    run_comparison(comparison, Pretence(right))
+    first, second = (comparison.row_path(Job("tuning", "blind", 100, setting)) for setting in (0, 1))
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(SightlineError, match=r"tuning/blind.setting0.seed100.json is a row of another plan or run"):
         write_results(comparison, "")
 
 
@@ -248,6 +355,49 @@ def test_ctrl_c_stops_the_runs_and_says_how_to_go_on(folder: Path):
     assert 0 < len(comparison.rows()) < 9
     run_comparison(comparison, Pretence(right))
     assert len(comparison.rows()) == 9
+
+
+class Trains(Pretence):
+    """The third run trains until it is stopped by one of `ends`; `asks` sends the signals of a user meanwhile."""
+
+    def __init__(self, ends: set[int], asks) -> None:
+        super().__init__(right)
+        self.ends, self.asks = ends, asks
+
+    def _train(self, file: Path, log: Path) -> int:
+        if "blind" not in file.name:
+            return super()._train(file, log)
+        threading.Thread(target=self.asks).start()
+        limit = time.monotonic() + 20
+        while self.stopped not in self.ends:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        return 128 + self.stopped
+
+
+def test_a_stop_while_the_last_run_trains_is_one(folder: Path):
+    """Nothing is to come, and yet it is not finished: a script that goes by the exit code must not think so."""
+    comparison = begin(plan_values(folder, tuning=None, seeds=1), folder / "out")
+    runner = Trains({signal.SIGTERM}, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="2 of 3 runs are finished") as caught:
+        run_comparison(comparison, runner)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_second_ctrl_c_stops_at_once(folder: Path, monkeypatch):
+    """Runs that take long to write their checkpoints are not waited for."""
+    monkeypatch.setattr("sightline.train.signals.ECHO", 0.1)
+
+    def twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.6)
+
+    comparison = begin(plan_values(folder, tuning=None, seeds=1), folder / "out")
+    runner = Trains({signal.SIGKILL}, twice)
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(comparison, runner)
+    assert runner.stopped == signal.SIGKILL and len(comparison.rows()) == 2
 
 
 def test_progress_tells_what_is_done_running_and_to_come(folder: Path):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import special, stats
 
 from sightline.compare.statistics import (
     Interval,
@@ -91,6 +92,25 @@ def test_power_is_how_often_it_is_seen():
     draws = rng.normal(0.6, 1.0, size=(20_000, 12))
     t = draws.mean(1) / (draws.std(1, ddof=1) / math.sqrt(12))
     assert power(12, 1.0, 0.6, 0.95) == pytest.approx((np.abs(t) > t_quantile(0.975, 11)).mean(), abs=0.012)
+
+
+def integrated(seeds: int, effect: float, level: float) -> float:
+    """The same power without noncentral t: over what the sd could come out as, how often |mean| is beyond the limit."""
+    df, limit, shift = seeds - 1, t_quantile(0.5 + level / 2, seeds - 1), effect * math.sqrt(seeds)
+    sd = np.linspace(stats.chi.ppf(1e-14, df), stats.chi.isf(1e-14, df), 4001) / math.sqrt(df)
+    seen = special.ndtr(shift - limit * sd) + special.ndtr(-shift - limit * sd)
+    return float(np.trapezoid(seen * stats.chi.pdf(sd * math.sqrt(df), df) * math.sqrt(df), sd))
+
+
+@pytest.mark.parametrize("claims", [1, 2, 10, 50])
+def test_power_is_a_number_everywhere(claims: int):
+    """Also where scipy's noncentral t gives NaN for the wrong side: from 5 or so on, as large effects have it."""
+    level = level_of(claims)
+    for effect in np.geomspace(0.5, 30, 40).tolist():
+        for seeds in (2, 3, 4, 8, 20):
+            assert power(seeds, 1.0, effect, level) == pytest.approx(integrated(seeds, effect, level), abs=1e-4)
+        needed = seeds_needed(1.0, effect, level)
+        assert needed == next(n for n in range(2, 200) if integrated(n, effect, level) >= 0.8)
 
 
 def test_a_hopeless_effect_and_a_plain_one():

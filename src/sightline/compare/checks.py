@@ -9,6 +9,7 @@ from ..config import Recipe
 from ..data.images import image_folder
 from ..errors import SightlineError, did_you_mean
 from ..evaluation.questions import Question, read_questions
+from ..models.backbones import resolve
 from ..train.folder import fixed
 from .plan import Outcome, Plan, Tuning
 from .read import arm_recipe
@@ -22,6 +23,8 @@ class Material:
     """Of each arm's recipe under each setting, seed and folder apart."""
     questions: dict[str, str]
     """Of each question file's bytes, by its name."""
+    files: dict[str, str]
+    """Of the files with rows, and of the parts' weights where they are in local folders, by the names in recipes."""
 
 
 def check_plan(plan: Plan) -> Material:
@@ -53,10 +56,31 @@ def check_plan(plan: Plan) -> Material:
         )
     if plan.tuning is not None:
         _check_tuning(plan, plan.tuning, asked)
+    variants = [recipe for several in recipes.values() for recipe in several]
     return Material(
-        {name: [fixed(recipe) for recipe in variants] for name, variants in recipes.items()},
+        {name: [fixed(recipe) for recipe in several] for name, several in recipes.items()},
         {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())},
+        {name: found for name in sorted(_trained_on(variants)) if (found := _digest(name)) is not None},
     )
+
+
+def _trained_on(recipes: Sequence[Recipe]) -> set[str]:
+    """What the recipes name that runs are made of: rows, parts, models to start from."""
+    stages = [stage for recipe in recipes for stage in recipe.stages]
+    named = {data.path for stage in stages for data in [*stage.data, *stage.validation]}
+    named |= {stage.init_from for stage in stages if stage.init_from is not None}
+    return named | {part for recipe in recipes if (parts := recipe.model) for part in (parts.vision, parts.language)}
+
+
+def _digest(name: str) -> str | None:
+    """A hash of a file, or of the weights in a folder; None for what is not on this disk, and for a folder of rows."""
+    path = Path(resolve(name)) if name.startswith("world:") else Path(name).expanduser()
+    paths = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+    found = hashlib.sha256()
+    for each in paths:
+        with each.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest() if paths else None
 
 
 def _recipes(plan: Plan, name: str) -> list[Recipe]:

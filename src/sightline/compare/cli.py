@@ -8,12 +8,16 @@ import typer
 
 from ..errors import SightlineError
 
+MOST_SEEDS = 10_000
+
 
 def compare(
     files: Annotated[
         list[str], typer.Argument(help="One plan, or two recipes or more, the baseline first.", metavar="FILE...")
     ],
-    seeds: Annotated[int | None, typer.Option(min=1, help="Of recipes: how many seeds, from 0 on.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SEEDS, help="Of recipes: how many seeds, from 0 on.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Of recipes: the claim's question file.", show_default="test.questions.jsonl")
     ] = None,

@@ -8,6 +8,7 @@ import yaml
 from ..config import load_recipe
 from ..errors import SightlineError
 from ..files import write_text
+from .checks import check_plan
 from .read import parse_plan
 
 SMALLEST_EFFECT = 0.02
@@ -33,7 +34,7 @@ def draft_plan(
         data: the claim's question file; by default `test.questions.jsonl` beside the first recipe's last stage's data.
 
     Raises:
-        SightlineError: if there is no such file, or another plan is in the way.
+        SightlineError: if there is no such file, the plan cannot be carried out, or another one is in the way.
     """
     loaded = [load_recipe(recipe) for recipe in recipes]
     names = [recipe.name for recipe in loaded]
@@ -66,5 +67,7 @@ def draft_plan(
             f"'{path}' is another plan, so nothing was run. Carry that one out: sightline compare {path}. Or give this "
             "one another name: --name NAME"
         )
-    write_text(path, text)
+    if not path.is_file():
+        check_plan(plan)  # one that cannot be carried out is not left in the way of the next
+        write_text(path, text)
     return path

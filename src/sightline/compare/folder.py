@@ -16,9 +16,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
+from uuid import uuid4
 
 from .. import __version__
 from ..errors import SightlineError
@@ -27,8 +29,8 @@ from .checks import Material
 from .plan import Plan, Setting
 from .read import load_plan, plan_hash
 
-BEGINNING = {"plan.yaml", ".gitignore"}
-"""What a comparison leaves that was killed as it began."""
+BEGINNING = ("plan.yaml", ".gitignore", ".plan.yaml.*", "..gitignore.*", ".plan.json.*", "..plan.json.*")
+"""What is there while a comparison begins, or was killed as it began."""
 Row = dict[str, Any]
 """What a finished run leaves; see `work.finish`."""
 
@@ -95,7 +97,10 @@ class Comparison:
         path = self.row_path(job)
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            ours = (row["plan"], row["arm"], row["seed"]) == (self.hash, job.arm, job.seed)
+            ours = (row["plan"], row["kind"], row["arm"], row["seed"]) == (self.hash, job.kind, job.arm, job.seed)
+            ours = ours and job.setting in (None, row["setting"])
+            if not {"scores", "compute", "versions", "machine"} <= row.keys():
+                raise KeyError
         except (OSError, ValueError, KeyError, TypeError):
             raise SightlineError(
                 f"{path} is not a row that can be read, so no result can be computed. Restore it, or remove it to have "
@@ -178,9 +183,9 @@ def open_comparison(plan: Plan, text: str, material: Material, out: Path) -> Com
     """
     digest, place = plan_hash(plan), out / "plan.json"
     if (
-        not place.is_file()
-        and out.exists()
-        and not (out.is_dir() and {path.name for path in out.iterdir()} <= BEGINNING)
+        out.exists()
+        and not (out.is_dir() and all(map(_beginning, out.iterdir())))
+        and not place.is_file()  # looked at last: another process may have begun it meanwhile
     ):
         raise SightlineError(
             f"'{out}' is there and is no comparison that was begun, so nothing was run. Name another folder with --out."
@@ -193,7 +198,7 @@ def open_comparison(plan: Plan, text: str, material: Material, out: Path) -> Com
     try:
         begun = json.loads(place.read_text(encoding="utf-8"))
         copy = plan_hash(load_plan(out / "plan.yaml"))
-        then = (begun["plan"], begun["recipes"], begun["questions"], begun["began"])
+        then = (begun["plan"], begun["recipes"], begun["questions"], begun["files"], begun["began"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SightlineError(f"cannot tell with which plan '{out}' was begun: {error}. Restore it.") from None
     anew = (
@@ -201,14 +206,14 @@ def open_comparison(plan: Plan, text: str, material: Material, out: Path) -> Com
     )
     if not digest == begun["plan"] == copy:
         raise SightlineError(
-            f"the plan is another one than the one that was begun in '{out}' on {then[3]}. A plan that changes once "
+            f"the plan is another one than the one that was begun in '{out}' on {then[-1]}. A plan that changes once "
             f"there are results proves nothing, so nothing was run. {anew}"
         )
-    for what, now in (("recipes", material.recipes), ("questions", material.questions)):
+    for what, now in (("recipes", material.recipes), ("questions", material.questions), ("files", material.files)):
         changed = [name for name in now if begun[what].get(name) != now[name]]
         if changed:
             raise SightlineError(
-                f"{what} that the plan names are others than on {then[3]}, when '{out}' was begun: "
+                f"{what} that the plan names are others than on {then[-1]}, when '{out}' was begun: "
                 f"{', '.join(changed)}. Runs before and after could not be compared, so nothing was run. {anew}"
             )
     return Comparison(plan, out, digest)
@@ -235,9 +240,13 @@ def locked(comparison: Comparison, job: Job) -> Iterator[int | None]:
         os.close(descriptor)
 
 
+def _beginning(path: Path) -> bool:
+    return any(fnmatchcase(path.name, pattern) for pattern in BEGINNING)
+
+
 def _write_once(path: Path, value: Any) -> None:
-    """Write JSON whole, unless another process was first."""
-    work = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write JSON whole, unless another process was first; of several machines two may have one process id."""
+    work = path.with_name(f".{path.name}.{uuid4().hex}")
     write_json(work, value)
     try:
         os.link(work, path)

@@ -132,6 +132,8 @@ class Plan(Record):
                 raise ValueError(f"'{name}' is not an arm{did_you_mean(name, names)}. The arms: {', '.join(names)}")
         if any(a == b for a, b in self.pairs):
             raise ValueError("pairs: an arm cannot be compared with itself")
+        outcomes = [f"{Path(o.questions)}, {o.ability or 'overall'}" for o in self.outcomes]
+        _once("primary and secondary", outcomes, "one outcome would have two intervals, one of them uncorrected")
         _once("pairs", [frozenset(pair) for pair in self.pairs], "one difference would be two claims")
         if self.claims is not None and self.claims < len(self.compared):
             raise ValueError(

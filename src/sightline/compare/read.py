@@ -1,7 +1,5 @@
 """A plan read from its file, and the recipes of its runs."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from pydantic import ValidationError
 from ..config import Recipe, Record, check, load_recipe
 from ..errors import SightlineError, did_you_mean
 from ..overrides import NOT_YAML
+from ..train.folder import flat, said
 from .plan import Arm, Evaluation, Outcome, Plan, Setting, Tuning
 
 
@@ -60,7 +59,7 @@ def parse_plan(values: dict[str, Any], where: str) -> Plan:
 
 def plan_hash(plan: Plan) -> str:
     """What a plan says, defaults included, as a SHA-256: comments and the order of keys do not change it."""
-    return hashlib.sha256(json.dumps(plan.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    return said(flat(plan.model_dump(mode="json")))
 
 
 def arm_recipe(plan: Plan, arm: Arm, *, seed: int, setting: Setting, out: Path) -> Recipe:

@@ -90,7 +90,7 @@ def results_of(plan: Plan, rows: Mapping[Job, Row]) -> Results:
     return Results(
         missing,
         _outcome(plan, rows, plan.primary, level, waits=bool(missing)),
-        tuple(_outcome(plan, rows, outcome, level_of(1), waits=False) for outcome in plan.secondary),
+        tuple(_outcome(plan, rows, outcome, level_of(1), waits=bool(missing)) for outcome in plan.secondary),
         tuple(_cost(arm.name, rows) for arm in plan.arms),
         _curves(plan, rows),
     )

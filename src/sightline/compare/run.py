@@ -77,6 +77,7 @@ def run_comparison(
             if stop:
                 watch.say(f"stopping: {len(running)} runs write their checkpoints")
                 runner.stop(signal.SIGTERM)
+                wait(running)  # here, so that another Ctrl-C stops them at once
         except BaseException:
             runner.stop(signal.SIGKILL)
             raise
@@ -85,7 +86,8 @@ def run_comparison(
                 future.exception()
                 held.close()
             watch.close()
-    if stop and desk.to_come():
+    unfinished = [job for job, _, _ in running.values() if not comparison.done(job)]
+    if stop and (unfinished or desk.to_come()):
         done = sum(map(comparison.done, jobs))
         raise Stopped(
             f"stopped; {done} of {len(jobs)} runs are finished and nothing is lost. Go on with the same command.",

@@ -78,7 +78,8 @@ def power(seeds: int, sd: float, effect: float, level: float) -> float:
     limit = t_quantile(0.5 + level / 2, seeds - 1)
     if shift > limit + 30:
         return 1.0
-    return float(1 - special.nctdtr(seeds - 1, shift, limit) + special.nctdtr(seeds - 1, shift, -limit))
+    other = float(special.nctdtr(seeds - 1, shift, -limit))  # the wrong side; scipy gives NaN where it is next to 0
+    return float(1 - special.nctdtr(seeds - 1, shift, limit)) + (0.0 if math.isnan(other) else other)
 
 
 def seeds_needed(sd: float, effect: float, level: float, wanted: float = POWER) -> int | None:

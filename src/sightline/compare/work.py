@@ -17,6 +17,7 @@ from ..evaluation.scores import SCORES, Scores, read_scores
 from ..files import write_text
 from ..plan.build import stage_models
 from ..plan.run import plan_stage
+from ..plan.shapes import shapes
 from ..train.folder import fixed, read_facts
 from .folder import Comparison, Job, Row
 from .plan import Outcome, Tuning
@@ -126,9 +127,11 @@ def work(
     write_text(file, dump(recipe))
 
     def command(*arguments: str) -> None:
+        before = log.stat().st_size if log.is_file() else 0
         code = runner(list(arguments), log=log, worker=worker, lock=lock)
         if code:
-            raise RunFailed(f"{job.label}: `sightline {arguments[0]}` ended with code {code}: {_last(log)} Log: {log}")
+            said = _last(log, before)
+            raise RunFailed(f"{job.label}: `sightline {arguments[0]}` ended with code {code}: {said} Log: {log}")
 
     command("train", str(file), "--resume")
     scores: dict[str, Scores] = {}
@@ -183,11 +186,18 @@ def finish(
         "compute": {**spent(recipe, run), "evaluation_seconds": round(seconds, 1)},
         "recipe": fixed(recipe),
         "plan": comparison.hash,
-        "versions": facts.get("versions", {}),
-        "machine": facts.get("machine", {}),
+        "versions": _throughout(facts, "versions"),
+        "machine": _throughout(facts, "machine"),
         "resumed": len(facts.get("resumed", [])),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _throughout(facts: dict[str, Any], what: str) -> dict[str, Any]:
+    """The versions or the machine of a run; where it went on with others, all of them in turn."""
+    parts = [part.get(what, {}) for part in [facts, *facts.get("resumed", [])]]
+    values = {key: list(dict.fromkeys(part[key] for part in parts if key in part)) for part in parts for key in part}
+    return {key: seen[0] if len(seen) == 1 else " then ".join(map(str, seen)) for key, seen in values.items()}
 
 
 def curves(run: Path) -> dict[str, list[dict[str, Any]]]:
@@ -225,7 +235,13 @@ def spent(recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    file = run / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise SightlineError(
+            f"{file} cannot be read ({error}), so what its run cost is not known. Have it done again: rm -r '{run}'"
+        ) from None
 
 
 def _flops(recipe: Recipe, by_stage: dict[str, tuple[int, int]]) -> int:
@@ -235,7 +251,8 @@ def _flops(recipe: Recipe, by_stage: dict[str, tuple[int, int]]) -> int:
         if not samples:
             continue
         rough = plan_stage(recipe, stage, model, (1,), None)
-        text = max(0, round(tokens / samples - rough.rows.images * rough.tokens_per_image))
+        visual = rough.rows.images * (rough.tokens_per_image + shapes(model).slots)
+        text = max(0, round(tokens / samples - visual))
         planned = plan_stage(recipe, stage, model, (1,), text)
         total += planned.step.total * samples // (stage.batch_size * stage.accumulate)
     return total
@@ -255,10 +272,10 @@ def _brief(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _last(log: Path) -> str:
-    """The last thing that a command said."""
+def _last(log: Path, before: int) -> str:
+    """The last thing that a command said, after the `before` bytes of earlier ones."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = log.read_bytes()[before:].decode("utf-8", errors="replace").splitlines()
     except OSError:
         return "it said nothing."
     said = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("error:")), len(lines) - 1)

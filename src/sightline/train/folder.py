@@ -9,8 +9,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,14 @@ def differences(recipe: Recipe, begun: Path) -> list[str]:
 
 def fixed(recipe: Recipe) -> str:
     """A hash of what may not change between the parts of a run: whose a checkpoint is."""
-    keys = {key: value for key, value in flat(yaml.safe_load(dump(recipe))).items() if not is_free(key)}
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+    return said({key: value for key, value in flat(yaml.safe_load(dump(recipe))).items() if not is_free(key)})
+
+
+def said(keys: Mapping[str, Any]) -> str:
+    """A hash of dotted keys that say something. What is null, false or empty says nothing, so that a key that a later
+    version adds does not make what was begun another thing."""
+    kept = {key: value for key, value in keys.items() if value is not None and value is not False and value != []}
+    return hashlib.sha256(json.dumps({k: v for k, v in kept.items() if v != {}}, sort_keys=True).encode()).hexdigest()
 
 
 def is_free(key: str) -> bool:
@@ -167,6 +174,16 @@ def note_end(folder: Path, seconds: float) -> None:
     write_json(folder / "run.json", read_facts(folder) | {"seconds": round(seconds, 1)})
 
 
+@cache
+def source() -> str:
+    """The beginning of a hash over Sightline's own source: a version number says little while it is being changed."""
+    package = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.yaml")]):
+        found.update(path.relative_to(package).as_posix().encode() + b"\n" + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """`run.json`; empty if there is none that can be read."""
     try:
@@ -184,7 +201,7 @@ def facts(recipe: Recipe, processes: Processes) -> dict[str, Any]:
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seed": recipe.seed,
         "command": " ".join(sys.argv),
-        "versions": {"sightline": __version__, "python": platform.python_version()}
+        "versions": {"sightline": __version__, "source": source(), "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         "machine": {
             "system": platform.platform(),
