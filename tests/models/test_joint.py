@@ -241,6 +241,7 @@ class TestLoading:
             ("does not end a text with id 3", {"append_eos": False}),
             ("has no padding token", {"pad_token": None}),
             ("has 1138 tokens for the 1000 rows", {"vocab_size": 1000}),
+            (r"does not end a text with id \d+, at which", {"eos_token_id": 2}),
             ("cannot load|has no padding|does not end", None),
         ],
     )
@@ -249,9 +250,9 @@ class TestLoading:
         if change is None:
             for file in broken.glob("tokenizer*"):
                 file.unlink()
-        elif "vocab_size" in change:
+        elif {"vocab_size", "eos_token_id"} & set(change):
             config = CLIPConfig.from_pretrained(broken)
-            config.text_config.vocab_size = 1000
+            config.text_config.update(change)
             CLIPModel(config).save_pretrained(broken)
         else:
             words = build_tokenizer(append_eos=change.get("append_eos", True), max_length=16)
@@ -263,10 +264,10 @@ class TestLoading:
 
     def test_a_tokenizer_whose_package_is_missing(self, tiny_joint, monkeypatch):
         def lacking(*_, **__):
-            raise ImportError("SiglipTokenizer requires the SentencePiece library\nmore")
+            raise ImportError("SiglipTokenizer requires the SentencePiece library. Check out\nmore")
 
         monkeypatch.setattr(AutoTokenizer, "from_pretrained", lacking)
-        with pytest.raises(SightlineError, match=r"tokenizer of '.*siglip' needs a package: SiglipTokenizer requires"):
+        with pytest.raises(SightlineError, match=r"requires the SentencePiece library, so its words .* pip install"):
             load_joint(str(tiny_joint["siglip"]))
 
 

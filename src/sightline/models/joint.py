@@ -30,15 +30,15 @@ from ..errors import SightlineError
 from ..progress import watched
 from .backbones import check_complete, resolve
 from .digest import config_facts, digest
-from .hub import found, load_weights
+from .hub import found, load_weights, reason
 from .towers import tower_spec
 
 Extractor = Literal["last", "value", "surgery"]
 
 FAMILIES = {"clip": CLIPModel, "siglip": SiglipModel}
-"""The `model_type`s that have a joint space; SigLIP 2 of a fixed resolution is `siglip`."""
+"""By `model_type`; SigLIP 2 of a fixed resolution is a `siglip`."""
 LEGACY_EOS = 2
-"""In configs as old as OpenAI's own, CLIP's end of text; transformers then pools at the highest id of each text."""
+"""CLIP's end of text in old configs, OpenAI's among them: transformers then reads a text at its highest id."""
 
 
 class JointEncoder(nn.Module):
@@ -79,32 +79,30 @@ class JointEncoder(nn.Module):
         if not len(pixels):  # towers cannot take an empty batch
             empty = pixels.new_zeros(0, self.grid**2 + self.spec.prefix, self.spec.width)
             return dict.fromkeys(self.layers, empty)
+        pixels = pixels.to(self.model.dtype)
         with torch.autocast(pixels.device.type, enabled=False):
-            tower = self.model.vision_model
-            hidden = tower(pixels.to(self.model.dtype), output_hidden_states=list(self.layers)).hidden_states
+            hidden = self.model.vision_model(pixels, output_hidden_states=list(self.layers)).hidden_states
         return {layer: hidden[layer] for layer in self.layers}
 
     @torch.no_grad()
     def patches(self, states: Mapping[int, Tensor]) -> Float[Tensor, "views patches d_joint"]:
         """Patches in the joint space, in reading order, of unit length, from the hidden states in `layers`."""
         read = {layer: states[layer].to(self.model.dtype) for layer in self.layers}
-        first, prefix, blocks = read[self.layers[0]], self.spec.prefix, self.model.vision_model.encoder.layers
-        tokens = self.grid**2 + prefix
-        assert first.shape[1] == tokens, f"{first.shape[1]} tokens of a view; its tower gives {tokens}, all kept"
-        with torch.autocast(first.device.type, enabled=False):
-            if self.extractor == "surgery":
-                hidden = surgery_path(blocks, read)[:, prefix:]
-            else:
-                hidden = first[:, prefix:]
-                hidden = value_block(blocks[-1], hidden) if self.extractor == "value" else hidden
-            return F.normalize(self.head(hidden), dim=-1)
+        hidden, blocks = read[self.layers[0]], self.model.vision_model.encoder.layers
+        tokens = self.grid**2 + self.spec.prefix
+        assert hidden.shape[1] == tokens, f"{hidden.shape[1]} tokens of a view; its tower gives {tokens}, all kept"
+        with torch.autocast(hidden.device.type, enabled=False):
+            if self.extractor == "value":
+                hidden = value_block(blocks[-1], hidden)
+            elif self.extractor == "surgery":
+                hidden = surgery_path(blocks, read)
+            return F.normalize(self.head(hidden[:, self.spec.prefix :]), dim=-1)
 
     @torch.no_grad()
     def head(self, hidden: Float[Tensor, "views tokens d_vision"]) -> Float[Tensor, "views tokens d_joint"]:
         """Each token by itself through post-norm and what follows it; of CLIP's class token, the image's vector."""
-        tower = self.model.vision_model
-        hidden = tower.post_layernorm(hidden)
-        return self.model.visual_projection(hidden) if self.is_clip else pool_each(tower.head, hidden)
+        hidden = self.model.vision_model.post_layernorm(hidden)
+        return self.model.visual_projection(hidden) if self.is_clip else pool_each(self.model.vision_model.head, hidden)
 
     @torch.no_grad()
     def words(
@@ -120,17 +118,14 @@ class JointEncoder(nn.Module):
         Args:
             templates: texts with `{}` where the word goes. Of several, the mean of unit vectors, made unit again.
             progress: show a bar if it takes longer than two seconds.
-
-        Raises:
-            SightlineError: for a template without `{}`, or none.
         """
         if not templates or not all("{}" in template for template in templates):
             raise SightlineError(f"templates {list(templates)}: each needs a '{{}}', where the word goes. Add it.")
-        found = [torch.empty(0, self.d_joint, dtype=self.model.dtype, device=self.model.device)]
+        parts = [torch.empty(0, self.d_joint, dtype=self.model.dtype, device=self.model.device)]
         for some in watched(list(words), "words", batch_size=batch_size, progress=progress):
             each = [self._texts([template.replace("{}", word) for word in some]) for template in templates]
-            found.append(each[0] if len(each) == 1 else F.normalize(torch.stack(each).mean(0), dim=-1))
-        return torch.cat(found)
+            parts.append(each[0] if len(each) == 1 else F.normalize(torch.stack(each).mean(0), dim=-1))
+        return torch.cat(parts)
 
     def _texts(self, texts: list[str]) -> Float[Tensor, "texts d_joint"]:
         """As in training: CLIP reads up to the end of a text; SigLIP reads lower case, and its padding too."""
@@ -150,10 +145,10 @@ class JointEncoder(nn.Module):
             return F.normalize(self.model.get_text_features(ids, attention_mask=mask).pooler_output, dim=-1)
 
     def facts(self) -> dict[str, Any]:
-        """All that patches and words depend on, beside pixels and texts.
+        """What patches and words depend on, beside pixels and texts. As JSON would give it back.
 
-        `tower` is the digest of the vision tower, that of the same tower loaded alone; `beside` is that of all other
-        weights: the text side, and CLIP's projections.
+        `tower` is the digest of the vision tower, equal to that of the same tower loaded alone in fp32, and `beside`
+        that of all other weights: the text side, and CLIP's projections.
         """
         tower, others = self.model.vision_model, sorted(self.model.named_parameters())
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
@@ -172,35 +167,33 @@ def load_joint(name: str, extractor: Extractor = "last") -> JointEncoder:
     """The joint space of a folder, a hub id or `world:clip`: in fp32, with its tokenizer and Pillow's image processor.
 
     Raises:
-        SightlineError: if it cannot be found, is no CLIP or SigLIP with both sides, lacks weights, or its tokenizer is
-            none for its text side.
+        SightlineError: if it cannot be found, is no whole CLIP or SigLIP, or its tokenizer does not fit its text side.
     """
     path = resolve(name)
     config: Any = found(lambda: AutoConfig.from_pretrained(path), name)
-    if config.model_type not in FAMILIES:
+    kind = config.model_type
+    if kind not in FAMILIES:
         raise SightlineError(
-            f"'{name}' is of type '{config.model_type}', without a joint space of patches and words, so no word can be "
-            f"compared with its patches. Give a whole CLIP or SigLIP (types {', '.join(FAMILIES)})."
+            f"'{name}' is of type '{kind}', without a joint space of patches and words, so no word can be compared "
+            f"with its patches. Give a whole CLIP or SigLIP (types {', '.join(FAMILIES)})."
         )
-    if config.model_type == "siglip" and not config.vision_config.vision_use_head:
+    if kind == "siglip" and not config.vision_config.vision_use_head:
         raise SightlineError(f"'{name}' has no pooling head, which takes patches to its words. Give another SigLIP.")
-    model, info = found(lambda: load_weights(FAMILIES[config.model_type], path), name)
+    model, info = found(lambda: load_weights(FAMILIES[kind], path), name)
     check_complete(name, info, "image-text encoder")
     try:
         tokenizer: Any = found(lambda: AutoTokenizer.from_pretrained(path), name)
     except ImportError as error:
-        raise SightlineError(f"the tokenizer of '{name}' needs a package: {str(error).strip()}") from None
-    check_tokenizer(name, tokenizer, config.text_config, pools_at_end=config.model_type == "clip")
+        raise SightlineError(
+            f"'{name}': {reason(error).split('. ')[0]}, so its words cannot be read. Run: pip install sentencepiece"
+        ) from None
+    check_tokenizer(name, tokenizer, config.text_config, pools_at_end=kind == "clip")
     image_processor: Any = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), name)
     return JointEncoder(model, tokenizer, image_processor, extractor)
 
 
 def check_tokenizer(name: str, tokenizer: Any, config: Any, *, pools_at_end: bool) -> None:
-    """Refuse a tokenizer that would give every word one vector, or ids that the text side has no row for.
-
-    Raises:
-        SightlineError: if it has other tokens, no padding, or (CLIP) does not end texts where the text side looks.
-    """
+    """Refuse a tokenizer whose ids the text side has no rows for, or (CLIP) that ends no text where that side looks."""
     ids = tokenizer("a").input_ids
     end = max(ids, default=None) if config.eos_token_id == LEGACY_EOS else config.eos_token_id
     trouble = None
