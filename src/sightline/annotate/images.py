@@ -52,7 +52,7 @@ class ImageWork(ABC):
         """Views of an image."""
 
     @abstractmethod
-    def views(self, image: Image.Image) -> dict[str, Tensor]:
+    def views(self, image: Image.Image, key: str) -> dict[str, Tensor]:
         """What is computed on, by name, a row for each view of an image: its pixels, and what else is known of it."""
 
     @abstractmethod
@@ -240,7 +240,7 @@ def num_rows(views: Mapping[str, Tensor]) -> int:
 
 def no_views(work: ImageWork) -> dict[str, Tensor]:
     """The views of no image."""
-    return {name: value[:0] for name, value in work.views(Image.new("RGB", (8, 8))).items()}
+    return {name: value[:0] for name, value in work.views(Image.new("RGB", (8, 8)), "0").items()}
 
 
 def filled(views: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -262,7 +262,7 @@ def _views(work: ImageWork, key: str, image: ImageSource) -> dict[str, Tensor] |
             "this again; the shards that were written stay."
         )
     try:
-        return work.views(load_image(EmbeddedImage(image_name(image), data)))
+        return work.views(load_image(EmbeddedImage(image_name(image), data)), key)
     except ImageError as error:
         return error
 

@@ -9,7 +9,7 @@ model's own tower sees the same part of the image, and its patches are laid on t
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,19 +22,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..data.features import image_key, image_name, remembered_key
-from ..data.images import load_image
+from ..data.features import remembered_key
 from ..data.store import Store
 from ..data.view import seen_box, seen_image
 from ..data.words import word_list
-from ..errors import ImageError, SightlineError
+from ..errors import SightlineError
 from ..files import write_json, write_text
 from ..methods.base import Setting
 from ..models.backbones import location
 from ..models.joint import Extractor, JointEncoder, load_joint
 from ..progress import reading_bar
-from ..types import ImageSource
+from .drawing import How, seed_of
 from .images import ImageJob, ImageWork, images_of, run_images
+from .labels import DRAWN_VALUES, EMPTY, LABEL_VALUES, Drawn, Labels, packed, packed_draws
 from .nearest import WordTable
 from .sign import measure_signs
 
@@ -42,10 +42,6 @@ FORMAT = 1
 """Raised when labels are computed or kept in another way."""
 BATCH = 16
 """Views that the encoder sees at a time."""
-EMPTY = 2**16 - 1
-"""The id of no word."""
-LEVELS = 255
-"""Scores are kept as so many parts of the image's best."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +56,11 @@ class PatchWords:
     words: str
     templates: tuple[str, ...]
     top: int
-    grid: int
-    """Visual tokens along a side: patches are labelled at that grid."""
     setting: Setting
+    how: How
+    """How labels are drawn from."""
+    drawn_epochs: int | None = None
+    """Keep what is drawn in so many epochs, and not the labels themselves."""
 
     def compute(self) -> Path:
         """Label what is not labelled yet; gives the folder.
@@ -87,8 +85,8 @@ class PatchWords:
         run_images(folder, job, say)
         return folder
 
-    def open(self) -> "Labels":
-        """The labels of the stage's images.
+    def open(self) -> Labels | Drawn:
+        """The labels of the stage's images, or what was drawn of them.
 
         Raises:
             SightlineError: if some are not there, with the command that computes them, or files are damaged.
@@ -113,7 +111,7 @@ class PatchWords:
         with reading_bar(f"verifying {self.folder}") as progress:
             if damaged := store.damaged(wanted, progress):
                 raise SightlineError(f"{damaged[0]} is damaged; its labels are not used. {fix}")
-        return Labels(store, self.grid)
+        return Labels(store) if self.drawn_epochs is None else Drawn(store, self.how)
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -138,7 +136,8 @@ class PatchWords:
                     "words": hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest(),
                     "templates": self.templates,
                     "top": self.top,
-                    "grid": self.grid,
+                    "grid": self.how.grid,
+                    "drawn": None if self.drawn_epochs is None else [asdict(self.how), self.drawn_epochs],
                 },
                 default=str,
             )
@@ -164,110 +163,60 @@ class Labelling(ImageWork):
 
     noun = "labels"
 
-    def __init__(self, how: PatchWords, vocabulary: Sequence[str]) -> None:
+    def __init__(self, words: PatchWords, vocabulary: Sequence[str]) -> None:
         """
         Raises:
             SightlineError: if the list is longer than the format of the labels can name.
         """
         if len(vocabulary) > EMPTY:
             raise SightlineError(f"the list has {len(vocabulary):,} words; labels are kept for up to {EMPTY:,}.")
-        self.how, self.batch, self.sign = how, BATCH, 1
-        self.processor = how.setting.assembly.image_processor
-        self.joint: JointEncoder = load_joint(how.encoder, how.extractor).to(how.setting.device)
-        self.table = WordTable(self.joint.words(vocabulary, templates=how.templates, progress=True))
+        self.words, self.batch, self.sign = words, BATCH, 1
+        self.grid, self.device = words.how.grid, words.setting.device
+        self.processor = words.setting.assembly.image_processor
+        self.joint: JointEncoder = load_joint(words.encoder, words.extractor).to(self.device)
+        self.table = WordTable(self.joint.words(vocabulary, templates=words.templates, progress=True))
 
     def provenance(self) -> dict[str, Any]:
         return {
             "what": "words for each patch, the nearest of a list in an image-text encoder's joint space",
             "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
-            "values": f"words: [1, patches, top], ids in words.txt, {EMPTY} is none; scores: cosines in {LEVELS}ths of "
-            "best: [1]; an image that cannot be decoded has no row",
+            "values": DRAWN_VALUES if self.words.drawn_epochs is not None else LABEL_VALUES,
             "batch": self.batch,
-            "encoder": self.how.encoder,
-            "word list": self.how.words,
-            "depends_on": self.how.facts | {"sign": self.sign},
+            "encoder": self.words.encoder,
+            "word list": self.words.words,
+            "depends_on": self.words.facts | {"sign": self.sign},
             "versions": {name: version(name) for name in ("sightline", "torch", "transformers", "pillow")},
         }
 
     def num_views(self, image: Image.Image) -> int:
         return 1
 
-    def views(self, image: Image.Image) -> dict[str, Tensor]:
-        box, grid = seen_box(self.processor, image.size), self.how.grid
-        if self.how.is_own:
+    def views(self, image: Image.Image, key: str) -> dict[str, Tensor]:
+        box, grid = seen_box(self.processor, image.size), self.grid
+        if self.words.is_own:
             pixels = self.processor([image], return_tensors="pt")["pixel_values"].float()
         else:
             seen = seen_image(image, box, self.joint.image_size, self.processor, pixelated=False)
             pixels = normalised(seen, self.joint.image_processor)
         places = [divmod(place, grid) for place in range(grid**2)]
         inside = [not box.cell(row, column, grid).is_outside(image.size) for row, column in places]
-        return {"pixels": pixels, "inside": torch.tensor([inside])}
+        return {"pixels": pixels, "inside": torch.tensor([inside]), "seed": torch.tensor([seed_of(key)])}
 
     def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         ids, scores = self.best(views["pixels"])
-        return packed(ids, scores.masked_fill(~views["inside"].unsqueeze(-1), 0.0))
+        labels = packed(ids, scores.masked_fill(~views["inside"].unsqueeze(-1), 0.0))
+        if self.words.drawn_epochs is None:
+            return labels
+        return packed_draws(labels, views["seed"].tolist(), self.words.how, self.words.drawn_epochs)
 
     @torch.no_grad()
     def best(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The best words of each patch, [views, patches, top], and their cosines times the sign."""
-        patches = self.joint.patches(self.joint.states(pixels.to(self.how.setting.device)))
-        patches = self.sign * on_grid(patches, self.how.grid)
-        found = self.table.top(patches.flatten(0, 1), self.how.top)
+        patches = self.joint.patches(self.joint.states(pixels.to(self.device)))
+        patches = self.sign * on_grid(patches, self.grid)
+        found = self.table.top(patches.flatten(0, 1), self.words.top)
         ids, scores = (part.unflatten(0, (len(pixels), -1)).cpu() for part in (found.ids, found.scores))
         return ids, scores
-
-
-class Labels:
-    """Labels read from a store. It can be pickled."""
-
-    def __init__(self, store: Store, grid: int) -> None:
-        self.store, self.grid = store, grid
-
-    def __call__(self, image: ImageSource, *, shuffled: bool = False) -> tuple[str, np.ndarray, np.ndarray]:
-        """The key of an image, and of each of its patches the words and their scores (0 where there is none).
-
-        Args:
-            shuffled: those of another image instead, its patches in a random order.
-
-        Raises:
-            ImageError: if the image is not there, or could not be decoded when it was to be labelled.
-            SightlineError: if it has no labels: it changed after the stage began.
-        """
-        key = image_key(image)
-        if key is None:
-            load_image(image)
-        try:
-            values = self.store.read(self.store.another(key or "") if shuffled else key or "")
-        except KeyError:
-            raise SightlineError(
-                f"image {image_name(image)} has no labels in {self.store.folder}: it was changed after this stage "
-                "began. Run sightline annotate again, then train."
-            ) from None
-        if not len(values["words"]):
-            raise ImageError(f"image {image_name(image)} could not be decoded when its patches were to be labelled.")
-        ids, scores = unpacked(values)
-        if shuffled:
-            order = np.random.Generator(np.random.Philox(draw_seed(key or ""))).permutation(len(ids))
-            ids, scores = ids[order], scores[order]
-        return key or "", ids, scores
-
-
-def packed(ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
-    """Labels as they are kept: 3 bytes each. Scores of 0 or less are none; no score that counts becomes 0."""
-    best = scores.amax(dim=(1, 2)).clamp(min=0)
-    levels = (scores / best.clamp(min=1e-12)[:, None, None] * LEVELS).round().clamp(min=1)
-    there = scores > 0
-    return {
-        "words": torch.where(there, ids, EMPTY).to(torch.uint16),
-        "scores": torch.where(there, levels, 0).to(torch.uint8),
-        "best": best.to(torch.float16),
-    }
-
-
-def unpacked(values: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and scores of an image's patches, [patches, top], from how they are kept."""
-    scores = values["scores"][0].numpy().astype(np.float32) * (float(values["best"][0]) / LEVELS)
-    return values["words"][0].numpy().astype(np.int64), scores
 
 
 def on_grid(patches: Float[Tensor, "views patches d"], grid: int) -> Float[Tensor, "views tokens d"]:
@@ -285,11 +234,6 @@ def normalised(image: Image.Image, image_processor: Any) -> Tensor:
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32)) * image_processor.rescale_factor
     mean, std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
     return ((pixels - mean) / std).permute(2, 0, 1).unsqueeze(0)
-
-
-def draw_seed(key: str) -> int:
-    """A number that follows from an image's key."""
-    return int(key[:16] or "0", 16)
 
 
 @lru_cache(maxsize=4)

@@ -48,7 +48,7 @@ class Labeller(Protocol):
     sign: int
     batch: int
 
-    def views(self, image: Any) -> dict[str, Tensor]: ...
+    def views(self, image: Any, key: str) -> dict[str, Tensor]: ...
 
     def best(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -73,7 +73,7 @@ def measure_signs(
     for batch in watched(pairs, "sign of the cosine", batch_size=labeller.batch, progress=progress):
         for sample, said in batch:
             try:
-                pixels = labeller.views(load_image(sample.images[0]))["pixels"]
+                pixels = labeller.views(load_image(sample.images[0]), "")["pixels"]
             except ImageError:
                 continue
             for sign, shares in found.items():

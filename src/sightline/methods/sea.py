@@ -6,24 +6,26 @@ drawn from each window of patches and one label of it, in proportion to its scor
 batch that drew the same word one is kept. What the connector made of the patch is then to be found by the word's
 embedding among those of all other words, and the other way round (equations 8, 9).
 
-    labels -> draw (offline, by seed, epoch and image) -> one_per_word -> symmetric_info_nce(visual, words)
+    labels -> draw (annotate/drawing.py) -> one_per_word -> symmetric_info_nce(visual, words)
 
 It adds nothing to the model: what is exported, and every logit, is the same without it.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..annotate.patchwords import Labels, PatchWords, draw_seed
-from ..data.order import generator
+from ..annotate.drawing import Drawing, FromLabels, How
+from ..annotate.given import GivenLabels
+from ..annotate.labels import Drawn
+from ..annotate.patchwords import PatchWords
 from ..data.words import inside_a_sentence, word_list
 from ..errors import SightlineError
 from ..models.joint import Extractor
@@ -44,6 +46,9 @@ class SEAConfig(MethodConfig):
 
     preset: Literal["sea_paper"] | None = None
     """`sea_paper` sets what the paper says where our defaults differ; options that are given stay."""
+    labels: str = "encoder"
+    """`encoder`: what `sightline annotate --method sea` stores. Or a .jsonl file with the words of every patch, or a
+    folder of them (the small world's `truth`)."""
     encoder: str | None = None
     """The CLIP or SigLIP that labels patches; by default the model's own tower, as the recipe names it."""
     extractor: Extractor = "last"
@@ -68,6 +73,8 @@ class SEAConfig(MethodConfig):
     """Largest 1/temperature."""
     scope: Literal["micro-batch", "gathered"] = "micro-batch"
     """Whether patches are contrasted within one forward pass of a process, or among those of all processes."""
+    drawn_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Store only what is drawn in so many epochs: 0.5 kB for an image and epoch instead of 17 kB, but one seed."""
     control: Literal["none", "shuffled"] = "none"
     """`shuffled` takes the labels of another image, its patches in a random order: a floor to compare with."""
 
@@ -76,6 +83,12 @@ class SEAConfig(MethodConfig):
     def _preset_first(cls, values: Any) -> Any:
         chosen = PRESETS.get(values.get("preset") or "", {}) if isinstance(values, dict) else {}
         return {**chosen, **values} if chosen else values
+
+    @model_validator(mode="after")
+    def _controls_read_labels(self) -> "SEAConfig":
+        if self.control == "shuffled" and self.drawn_epochs is not None:
+            raise ValueError("control: shuffled draws from stored labels; leave drawn_epochs out")
+        return self
 
 
 class SEA(AlignmentMethod):
@@ -107,7 +120,7 @@ class SEA(AlignmentMethod):
         return Needs(losses=(LossSpec(LOSS, scope=self.config.scope, columns=(DRAWN,)),))
 
     def annotation(self, setting: Setting) -> Annotation:
-        return SEAAnnotation(self.patch_words(setting), self.config, setting)
+        return SEAAnnotation(self.patch_words(setting), self.config)
 
     def patch_words(self, setting: Setting) -> PatchWords:
         """How patches get their words."""
@@ -115,6 +128,7 @@ class SEA(AlignmentMethod):
         encoder = config.encoder or (parts.vision if parts is not None else None)
         if encoder is None:
             raise SightlineError("SEA does not know which encoder labels patches: the model was loaded whole. Name it.")
+        how = How(self.grid, setting.recipe.seed, config.window, config.partial_windows, config.sharpen)
         return PatchWords(
             encoder=encoder,
             extractor=config.extractor,
@@ -122,8 +136,9 @@ class SEA(AlignmentMethod):
             words=config.words,
             templates=config.templates,
             top=config.top,
-            grid=self.grid,
             setting=setting,
+            how=how,
+            drawn_epochs=config.drawn_epochs,
         )
 
     def begin(self, setting: Setting) -> None:
@@ -171,80 +186,30 @@ class Temperature(nn.Module):
 class SEAAnnotation(Annotation):
     """Labels of the patches of a stage's images, and what is drawn of them in each epoch."""
 
-    def __init__(self, patch_words: PatchWords, config: SEAConfig, setting: Setting) -> None:
-        self.patch_words, self.config, self.setting = patch_words, config, setting
+    def __init__(self, words: PatchWords, config: SEAConfig) -> None:
+        self.words, self.config = words, config
 
-    def compute(self) -> Any:
-        return self.patch_words.compute()
+    def compute(self) -> Path:
+        if self.config.labels != "encoder":
+            raise SightlineError(
+                f"the labels are given (labels: {self.config.labels}), so there is nothing to compute. Train."
+            )
+        return self.words.compute()
 
     def reader(self) -> Reader:
-        labels = self.patch_words.open()
-        return Drawing(labels, self.config, grid=self.patch_words.grid, seed=self.setting.recipe.seed)
+        how, shuffled = self.words.how, self.config.control == "shuffled"
+        if self.config.labels != "encoder":
+            path = Path(self.config.labels).expanduser()
+            labels: Any = GivenLabels(path, self.words.vocabulary, tokens=how.grid**2)
+        else:
+            labels = self.words.open()
+        drawn = labels if isinstance(labels, Drawn) else FromLabels(how, partial(labels, shuffled=shuffled))
+        return partial(read, Drawing(how, drawn))
 
 
-class Drawing:
-    """Draws, for a sample in an epoch, which patches are supervised by which words. It can be pickled."""
-
-    def __init__(self, labels: Labels, config: SEAConfig, *, grid: int, seed: int) -> None:
-        self.labels, self.config, self.grid, self.seed = labels, config, grid, seed
-
-    def __call__(self, sample: Sample, epoch: int) -> dict[str, Tensor]:
-        """Rows of (number of the image in the sample, place in its grid, word, priority)."""
-        config, rows = self.config, []
-        for number, image in enumerate(sample.images):
-            key, ids, scores = self.labels(image, shuffled=config.control == "shuffled")
-            rng = generator(self.seed, 4, epoch, draw_seed(key))
-            drawn = draw(
-                ids, scores, self.grid, rng, window=config.window, partial=config.partial_windows, power=config.sharpen
-            )
-            rows.append(np.insert(drawn, 0, number, axis=1))
-        return {DRAWN: torch.from_numpy(np.concatenate(rows) if rows else np.zeros((0, 4), dtype=np.int64))}
-
-
-def draw(
-    ids: Int[np.ndarray, "patches n"],
-    scores: Float[np.ndarray, "patches n"],
-    grid: int,
-    rng: np.random.Generator,
-    *,
-    window: int = 2,
-    partial: bool = True,
-    power: float = 1.0,
-) -> Int[np.ndarray, "drawn 3"]:
-    """One patch from each window that has one with a label, and one of its labels in proportion to its score.
-
-    Args:
-        scores: of the labels; those of 0 or less are none.
-
-    Returns:
-        Rows of (place of the patch in the grid, word, a random priority).
-    """
-    squares = windows(grid, window, partial)
-    chances = probabilities(scores, power)
-    labelled = np.append(chances.any(axis=1), False)  # -1, outside the grid, is none
-    order = np.where(labelled[squares], rng.random(squares.shape), -1.0)
-    which, with_label = rng.random(len(squares)), order.max(axis=1) >= 0
-    places = squares[np.arange(len(squares)), order.argmax(axis=1)]
-    label = (chances[places].cumsum(axis=1) <= which[:, None]).sum(axis=1).clip(max=chances.shape[1] - 1)
-    label = np.where(chances[places, label] > 0, label, chances[places].argmax(axis=1))  # of a sum just under 1
-    priority = rng.integers(2**31, size=len(squares))
-    return np.stack([places, ids[places, label], priority], axis=1)[with_label].astype(np.int64)
-
-
-def probabilities(scores: Float[np.ndarray, "patches n"], power: float = 1.0) -> Float[np.ndarray, "patches n"]:
-    """How likely each label is to be drawn (equation 7): its score over the sum; labels of 0 or less never are."""
-    positive = np.where(scores > 0, scores, 0.0).astype(np.float64) ** power * (scores > 0)
-    return positive / np.maximum(positive.sum(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
-
-
-@lru_cache(maxsize=8)
-def windows(grid: int, window: int, partial: bool) -> Int[np.ndarray, "windows places"]:
-    """The places in each square window of a grid, in reading order; -1 beyond its edge."""
-    count = -(-grid // window) if partial else grid // window
-    steps = np.arange(count * window).reshape(count, window)
-    rows, columns = steps[:, None, :, None], steps[None, :, None, :]
-    places = np.where((rows < grid) & (columns < grid), rows * grid + columns, -1)
-    return places.reshape(count * count, window * window)
+def read(drawing: Drawing, sample: Sample, epoch: int) -> dict[str, Tensor]:
+    """The column of a sample in an epoch."""
+    return {DRAWN: drawing(sample, epoch)}
 
 
 def drawn_of(batch: Batch) -> Int[Tensor, "drawn 3"]:

@@ -127,7 +127,7 @@ class TowerFeatures(ImageWork):
         self.batch = stage.batch_size
 
     def provenance(self) -> dict[str, Any]:
-        probe = self.encode(self.views(Image.new("RGB", (8, 8))))["patches"]
+        probe = self.encode(self.views(Image.new("RGB", (8, 8)), ""))["patches"]
         return {
             "what": "what a frozen vision tower gives for the views of an image, as training would see it",
             "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
@@ -142,7 +142,7 @@ class TowerFeatures(ImageWork):
     def num_views(self, image: Image.Image) -> int:
         return len(self.processor.methods.views(image))
 
-    def views(self, image: Image.Image) -> dict[str, Tensor]:
+    def views(self, image: Image.Image, key: str) -> dict[str, Tensor]:
         return {"pixels": self.processor.pixels(self.processor.methods.views(image))}
 
     @torch.no_grad()

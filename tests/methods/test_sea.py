@@ -1,0 +1,303 @@
+"""SEA: what its loss sees, that it leaves the model alone, and whole runs through `annotate`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from sightline.annotate.drawing import Drawing, FromLabels, How
+from sightline.annotate.images import ImageJob
+from sightline.checkpoints import why_not_stock
+from sightline.config import Recipe, check
+from sightline.data.collate import collate
+from sightline.data.dataset import Rows
+from sightline.data.features import image_key
+from sightline.data.sources import read_llava_json
+from sightline.data.templates import get_template
+from sightline.data.words import ENGLISH_WORDS, english_words, inside_a_sentence
+from sightline.errors import SightlineError
+from sightline.methods.base import Setting, Sizes
+from sightline.methods.compose import build_methods
+from sightline.methods.sea import LOSS, SEA, SEAConfig, drawn_of, one_per_word
+from sightline.models.assemble import Assembly, assemble
+from sightline.train import train
+from sightline.train.annotate import annotate_method
+from sightline.train.objective import Objective
+from sightline.types import Batch
+
+WORDS = ("red", "blue", "green", "a", "box", "two", "cat", "yes", "table", "ball")
+SIZES = Sizes(d_vision=8, d_llm=16, patches=16, tokens=16)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(WORDS) + "\n")
+    return path
+
+
+def recipe(
+    tiny_joint: dict[str, Path], tiny: dict[str, Path], pictures: Path, folder: Path, words: Path, **sea
+) -> Recipe:
+    """Two stages of two steps, SEA in the first."""
+    weight = sea.pop("weight", 1.0)
+    captions = {"path": str(pictures / "captions.json"), "template": "plain"}
+    shared = {"batch_size": 4, "steps": 2}
+    first = {"name": "pretrain", "data": captions, "validation": captions, "trainable": ["connector", "sea"]}
+    second = {"name": "tune", "data": {"path": str(pictures / "chats.json")}, "trainable": ["connector", "language"]}
+    return check(
+        {
+            "name": "sea",
+            "out": str(folder / "run"),
+            "device": "cpu",
+            "annotations": str(folder / "annotations"),
+            "model": {"vision": str(sea.pop("vision", tiny_joint["clip"])), "language": str(tiny["llama"])},
+            "methods": [{"name": "sea", "words": str(words), **sea}],
+            "stages": [first | shared | {"weights": {LOSS: weight}}, second | shared],
+        }
+    )
+
+
+def ready(tiny_joint, tiny, pictures: Path, words: Path, **sea) -> tuple[Assembly, Batch]:
+    """A model with SEA that has begun, and a batch of rows with random labels: one image, none, two images."""
+    torch.manual_seed(1)
+    made = recipe(tiny_joint, tiny, pictures, words.parent, words, **sea)
+    assembly = assemble(str(tiny_joint["clip"]), str(tiny["llama"]), methods=made.methods)
+    method = assembly.model.model.methods["sea"]
+    method.begin(Setting(made, 0, assembly, torch.device("cpu")))
+    how = How(grid=4, seed=0)
+
+    def labels(image):
+        rng = np.random.default_rng(int(image_key(image)[:8], 16))
+        return image_key(image), rng.integers(0, len(WORDS), (16, 3)), rng.random((16, 3))
+
+    drawing = Drawing(how, FromLabels(how, labels))
+    rows = Rows(
+        read_llava_json(pictures / "chats.json"),
+        assembly.processor(get_template("vicuna_v1")),
+        seed=0,
+        readers=[lambda sample, epoch: {"sea/drawn": drawing(sample, epoch)}],
+        needed={},
+    )
+    return assembly, collate([rows[(0, row)] for row in (0, 13, 12, 1)], pad_id=rows.processor.pad_id)
+
+
+def test_drawn_places_are_those_of_their_images(tiny_joint, tiny, pictures, words):
+    """A row with one image, one without, one with two, one more: 16 tokens each, in order."""
+    _, batch = ready(tiny_joint, tiny, pictures, words)
+    drawn = drawn_of(batch)
+    images = [0, 1, 1 + 1, 3]
+    assert sorted(set((drawn[:, 0] // 16).tolist())) == [0, 1, 2, 3], images
+    assert len(drawn) == 16, "four windows of each image"
+    own = batch.columns["sea/drawn"]
+    assert (drawn[4:8, 0] - 16).tolist() == own[2][own[2][:, 0] == 0][:, 1].tolist()
+    assert (drawn[8:12, 0] - 32).tolist() == own[2][own[2][:, 0] == 1][:, 1].tolist()
+
+
+def test_one_patch_for_each_word_the_one_of_highest_priority():
+    words, priority = torch.tensor([5, 3, 5, 3, 9]), torch.tensor([1, 8, 2, 7, 0])
+    assert one_per_word(words, priority).tolist() == [1, 2, 4]
+    assert one_per_word(words[:0], priority[:0]).tolist() == []
+    assert one_per_word(torch.tensor([1, 1]), torch.tensor([4, 4])).tolist() == [0], "the first of equals"
+
+
+def test_the_loss_is_that_of_a_slow_reference(tiny_joint, tiny, pictures, words):
+    """Row by row and word by word, from the connector's tokens and the table of embeddings."""
+    assembly, batch = ready(tiny_joint, tiny, pictures, words)
+    model, inner = assembly.model, assembly.model.model
+    with torch.no_grad():
+        trace, _ = inner.trace(batch, use_cache=False)
+        found = inner.methods["sea"].losses(trace, batch)[LOSS]
+        visual = inner.connect(inner.encode(batch.pixel_values))
+        best: dict[int, tuple[int, int]] = {}
+        for place, word, priority in drawn_of(batch).tolist():
+            if word not in best or priority > best[word][0]:
+                best[word] = (priority, place)
+        ids = inside_a_sentence(assembly.tokenizer, WORDS)
+        table = model.get_input_embeddings().weight
+        x = torch.stack([visual[place] for _, place in best.values()])
+        t = torch.stack([torch.stack([table[i] for i in ids[word]]).mean(0) for word in best])
+        cosines = (x / x.norm(dim=1, keepdim=True)) @ (t / t.norm(dim=1, keepdim=True)).T / 0.07
+        rows = [cosines[i, i] - cosines[i].logsumexp(0) for i in range(len(x))]
+        columns = [cosines[i, i] - cosines[:, i].logsumexp(0) for i in range(len(x))]
+        expected = -(sum(rows) + sum(columns)) / (2 * len(x))
+    assert len(best) > 4
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_the_connector_and_the_temperature_alone(tiny_joint, tiny, pictures, words):
+    assembly, batch = ready(tiny_joint, tiny, pictures, words)
+    trace, _ = assembly.model.model.trace(batch, use_cache=False)
+    assembly.model.model.methods["sea"].losses(trace, batch)[LOSS].backward()
+    moved = {name for name, p in assembly.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    connector = {f"model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    towers = {name for name in moved if "vision_tower" in name}
+    assert moved - towers == connector | {"model.methods.sea.train_only.temperature.log_scale"}
+    assert not any("embed_tokens" in name for name in moved), "the words' table is a target, not a pupil"
+
+
+def test_the_temperature_begins_where_it_should_and_is_bounded():
+    scale = SEA(SEAConfig(), SIZES).train_only["temperature"]
+    assert float(scale()) == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        scale.log_scale.fill_(9.0)
+    assert float(scale()) == 100.0
+
+
+def test_the_papers_preset_and_what_it_leaves():
+    paper = SEAConfig(preset="sea_paper")
+    assert (paper.sign, paper.temperature, paper.top, paper.window) == (-1, 1.0, 10, 2)
+    assert SEAConfig(preset="sea_paper", sign=1).sign == 1, "what is given stays"
+    assert (SEAConfig().sign, SEAConfig().temperature) == ("auto", 0.07)
+
+
+def test_a_grid_that_is_no_square_is_refused():
+    with pytest.raises(SightlineError, match="the connector gives 17 for a view"):
+        build_methods([{"name": "sea"}], replace(SIZES, tokens=17))
+
+
+def test_no_weight_is_the_baseline_bit_for_bit(tiny_joint, tiny, pictures, words):
+    """Loss and gradients of a step; and with the same weights the logits, method or not."""
+    results = []
+    assembly, batch = ready(tiny_joint, tiny, pictures, words)
+    torch.manual_seed(1)
+    plain = assemble(str(tiny_joint["clip"]), str(tiny["llama"]))
+    plain.model.load_state_dict(assembly.model.state_dict(), strict=False)
+    for made, weights in ((plain, {}), (assembly, {LOSS: 0.0})):
+        objective = Objective(made.model, weights)
+        objective.total(objective(batch), objective.counts(batch)).backward()
+        results.append([p.grad for p in made.model.model.multi_modal_projector.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for made in (plain, assembly):
+        made.model.eval()
+    given = {"input_ids": batch.input_ids, "pixel_values": batch.pixel_values, "view_counts": batch.view_counts}
+    with torch.no_grad():
+        assert torch.equal(plain.model(**given).logits, assembly.model(**given).logits)
+    assert why_not_stock(assembly.model) == why_not_stock(plain.model) == []
+
+
+def test_a_run_from_annotation_to_a_stock_model(tiny_joint, tiny, pictures, tmp_path, words):
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
+    with pytest.raises(SightlineError, match=r"SEA has no labels .* sightline annotate RECIPE --method sea"):
+        train(made, quiet=True)
+    (folder,) = annotate_method(made, "sea")
+    assert (folder / "words.txt").read_text().split() == list(WORDS)
+    run = train(made, quiet=True)
+    lines = [yaml.safe_load(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first = [line for line in lines if line["stage"] == "pretrain" and "split" not in line]
+    assert all(line["loss/sea/contrastive"] > 0 for line in first)
+    assert all("loss/sea/contrastive" not in line for line in lines if line["stage"] == "tune")
+    held_out = [line for line in lines if line.get("split") == "validation" and line["stage"] == "pretrain"]
+    assert all("loss/sea/contrastive" in line for line in held_out), "measured on validation too"
+    weights = load_file(run / "model" / "model.safetensors")
+    assert not any("sea" in name for name in weights)
+    assert yaml.safe_load((run / "model" / "config.json").read_text())["model_type"] == "llava"
+
+
+def test_what_is_drawn_beforehand_trains_the_same(tiny_joint, tiny, pictures, tmp_path, words):
+    """The small store and the large one give the same model, bit for bit."""
+    models = []
+    for name, options in (("all", {}), ("drawn", {"drawn_epochs": 2})):
+        made = recipe(tiny_joint, tiny, pictures, tmp_path / name, words, **options)
+        (folder,) = annotate_method(made, "sea")
+        models.append((load_file(train(made, quiet=True) / "model" / "model.safetensors"), folder))
+    (one, large), (two, small) = models
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    held = [sum(p.stat().st_size for p in folder.glob("*-0*.safetensors")) for folder in (large, small)]
+    assert held[1] < held[0]
+
+
+def test_an_epoch_of_which_nothing_was_drawn_is_an_error(tiny_joint, tiny, pictures, tmp_path, words):
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words, drawn_epochs=1)
+    stage = made.stages[0].model_copy(update={"steps": 5})
+    made = made.model_copy(update={"stages": [stage, *made.stages[1:]]})
+    annotate_method(made, "sea")
+    with pytest.raises(SightlineError, match="has what is drawn in 1 epochs, and this is another"):
+        train(made, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"extractor": "value"}, {"top": 3}, {"sign": -1}, {"templates": ["a photo of a {}"]}, {"image_fit": "crop"}],
+    ids=str,
+)
+def test_labels_made_otherwise_are_refused(tiny_joint, tiny, pictures, tmp_path, words, change: dict):
+    """Another transform or extractor has another folder: the old labels are never read."""
+    annotate_method(recipe(tiny_joint, tiny, pictures, tmp_path, words, sign=1), "sea")
+    fit = change.pop("image_fit", None)
+    other = recipe(tiny_joint, tiny, pictures, tmp_path, words, **({"sign": 1} | change))
+    if fit is not None:
+        assert other.model is not None
+        other = other.model_copy(update={"model": other.model.model_copy(update={"image_fit": fit})})
+    with pytest.raises(SightlineError, match="another transform has other labels"):
+        train(other, quiet=True)
+
+
+@pytest.mark.parametrize("tower", ["dinov2", "registers", "siglip"])
+def test_a_tower_without_words_takes_labels_from_an_encoder(tiny_joint, tiny, pictures, tmp_path, words, tower: str):
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words, vision=tiny[tower], encoder=str(tiny_joint["clip"]))
+    annotate_method(made, "sea")
+    assert (train(made, quiet=True) / "model").is_dir()
+
+
+def test_a_tower_without_words_and_no_encoder_is_refused(tiny_joint, tiny, pictures, tmp_path, words):
+    with pytest.raises(SightlineError, match="without a joint space of patches and words"):
+        annotate_method(recipe(tiny_joint, tiny, pictures, tmp_path, words, vision=tiny["dinov2"]), "sea")
+
+
+def test_labels_that_are_given(tiny_joint, tiny, pictures, tmp_path, words):
+    """A file with the words of every patch, and its images' labels dealt out otherwise as a control."""
+    given = tmp_path / "given.jsonl"
+    rows = [
+        {"image": f"images/{n}.png", "patches": [{"words": [WORDS[(n + place) % 7], "unknown"]} for place in range(16)]}
+        for n in range(12)
+    ]
+    given.write_text("\n".join(map(json.dumps, rows)))
+    losses = []
+    for control in ("none", "shuffled"):
+        made = recipe(tiny_joint, tiny, pictures, tmp_path / control, words, labels=str(given), control=control)
+        run = train(made, quiet=True)
+        losses.append(yaml.safe_load((run / "metrics.jsonl").read_text().splitlines()[0])["loss/sea/contrastive"])
+    assert losses[0] != losses[1]
+    with pytest.raises(SightlineError, match="so there is nothing to compute"):
+        annotate_method(made, "sea")
+    given.write_text('{"image": "0.png", "patches": [{"words": []}]}')
+    with pytest.raises(SightlineError, match="1 patches, and the model has 16 visual tokens"):
+        train(made.model_copy(update={"out": str(tmp_path / "again")}), quiet=True)
+
+
+def test_an_unknown_method_and_a_method_that_no_stage_weighs(tiny_joint, tiny, pictures, tmp_path, words):
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
+    with pytest.raises(SightlineError, match="has no method 'see'; did you mean 'sea'"):
+        annotate_method(made, "see")
+    stages = [stage.model_copy(update={"weights": {}}) for stage in made.stages]
+    with pytest.raises(SightlineError, match="no stage of this recipe reads what 'sea' annotates"):
+        annotate_method(made.model_copy(update={"stages": stages}), "sea")
+    with pytest.raises(SightlineError, match="has a loss 'sea/contrastive' that no stage weighs"):
+        train(made.model_copy(update={"stages": stages}), quiet=True)
+
+
+def test_the_default_list_of_words():
+    words = english_words()
+    assert len(words) == len(set(words)) == ENGLISH_WORDS
+    assert {"dog", "red", "running", "mountain"} <= set(words) and words[0] == "the"
+    assert all(word.isalpha() and word == word.lower() for word in words)
+
+
+def test_a_word_is_the_mean_of_its_tokens_inside_a_sentence(tiny_joint, tiny, pictures, words):
+    assembly, _ = ready(tiny_joint, tiny, pictures, words)
+    method = assembly.model.model.methods["sea"]
+    ids = assembly.tokenizer(" red", add_special_tokens=False)["input_ids"]
+    expected = assembly.model.get_input_embeddings().weight[torch.tensor(ids)].mean(0)
+    torch.testing.assert_close(method.text(torch.tensor([0]))[0], expected)
+
+
+def test_jobs_name_their_stages():
+    job = ImageJob(work=None)  # pyright: ignore
+    job.add("one", [], skip=False)
+    assert job.title == "stage one"
