@@ -58,7 +58,7 @@ class Size:
     """Images at once, for memory."""
 
 
-FULL = Size(words=41_242, patches=576, hidden=1024, width=768, repeats=9, images=(1, 8, 32))
+FULL = Size(words=41_242, patches=576, hidden=1024, width=768, repeats=7, images=(1, 8, 32))
 QUICK = Size(words=2_000, patches=64, hidden=48, width=32, repeats=2, images=(1, 3))
 CONES = ((0.0, False), (0.5, False), (0.7, False), (0.9, False), (0.5, True), (0.7, True), (0.9, True))
 
