@@ -11,6 +11,7 @@ from jaxtyping import install_import_hook
 # All of the package but models.configuration: transformers' configs are dataclasses that take any keyword.
 CHECKED = [
     "types",
+    "annotate",
     "data",
     "methods",
     "objectives",

@@ -82,3 +82,16 @@ def test_rows_have_the_lengths_that_are_claimed(train_step) -> None:
         SIZES[name].vision_parameters() == pytest.approx(SIZES[name].language_parameters() / 3, rel=0.08)
         for name in ("1M", "10M", "60M")
     )
+
+
+def test_labels_are_timed_and_compared_with_fp64(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "sea_labels.py"), "--quick", "--threads", "1"]
+    out = tmp_path / "sea_labels.json"
+    subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True, cwd=tmp_path)
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["times"]["fp32 product"]["processor_ratio"] == result["times"]["fp32 product"]["wall_ratio"] == 1
+    for found in result["found"].values():
+        assert 0 <= found["fallback_share"] <= 1
+        assert found["largest_loss"] < 1e-6 and found["largest_error_of_score"] < 1e-6
+    assert [row["images"] for row in result["memory"]] == [1, 3]
+    assert "labels, random" in out.with_suffix(".md").read_text(encoding="utf-8")

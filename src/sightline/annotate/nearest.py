@@ -19,24 +19,26 @@ Centring is what makes this bound small for features in a narrow cone, as CLIP's
 as do the gaps between scores. Rows without this certificate get a larger k, then the fp32 product, under the same rule.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import SightlineError
+from .products import full_precision, has_fast_bf16
 
 EXTRA = 22
 """Words beyond n that are scored again in fp32: 32 for the ten best. With them random features are all certified."""
 WIDER = 8
 """How many times as many for the rows that are not certified."""
-PRODUCT_BYTES = {"cpu": 50 * 2**20, "cuda": 2**28}
-"""Memory for scores of patches with all words, kept by a table: 635 patches with 41,242 words in bf16 on a CPU."""
-GATHER_BYTES = {"cpu": 28 * 2**20, "cuda": 2**28}
-"""Memory for the words that are scored again. On a CPU no more than malloc keeps for the next time: 32 MiB."""
+PRODUCT_BYTES = 50 * 2**20
+"""Scores of patches with all words at once, in memory that the table keeps: 635 patches with 41,242 words in bf16."""
+GATHER_BYTES = 28 * 2**20
+"""Words scored again at once: no more than malloc keeps for the next time, 32 MiB."""
+ON_CUDA = 8
+"""How many times as much of both on a GPU."""
 FEWEST_ROWS = 64
 """Patches at once however long the list is: fewer would read the whole table for too little work."""
 
@@ -62,27 +64,33 @@ class WordTable:
         SightlineError: for words that are not finite, or none.
     """
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(self, words: Float[Tensor, "words d"], *, device: torch.device | str | None = None) -> None:
-        words = words.detach().to(device or words.device, torch.float32)
+        words = words.to(device or words.device, torch.float32)
         if words.numel() == 0:
             raise SightlineError(f"A word list of shape {tuple(words.shape)} has nothing to choose from. Give words.")
-        if (row := not_finite(words)) is not None:
+        if bool(not_finite(words).any()):
+            row = int(not_finite(words).nonzero()[0, 0])
             raise SightlineError(f"The vector of word {row} is not finite, so no word can be ranked. Encode it again.")
         self.center = words.mean(0, dtype=torch.float64).float()
         self.offsets = words - self.center
         self.longest = self.offsets.norm(dim=1).max()
         self.device = self.offsets.device
+        self.unit = (words.shape[1] + 8) * 2**-24
+        """Relative error of a dot product in fp32 at most, in whatever order it is summed."""
         self._scratch = self.offsets.new_empty(0, dtype=torch.uint8)
+        self._scale = ON_CUDA if self.device.type == "cuda" else 1
         self.prefilter = has_fast_bf16(self.device)
         """Whether bf16 proposes. Without, every row is a fallback; the result is the same."""
         if self.prefilter:
             self._rounded = self.offsets.new_zeros(len(words), words.shape[1] + 3, dtype=torch.bfloat16)
-            rounded = self._rounded[:, :-3].copy_(self.offsets)
-            self._lost = (self.offsets - rounded).norm(dim=1).max()
+            self._lost = (self.offsets - self._rounded[:, :-3].copy_(self.offsets)).norm(dim=1).max()
 
     def __len__(self) -> int:
         return len(self.offsets)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def top(self, patches: Float[Tensor, "patches d"], n: int) -> Found:
         """The `n` best words of each patch (all of them, if there are fewer). Memory does not grow with the patches.
@@ -90,26 +98,21 @@ class WordTable:
         `patches` are unit vectors; a sign is the caller's to multiply in.
 
         Raises:
-            SightlineError: for patches that are not finite, of another width, or `n` below 1.
+            SightlineError: for patches that are not finite or of another width, and for `n` below 1.
         """
-        mean = self._checked(patches, n)
-        n = min(n, len(self))
+        mean, n = self._checked(patches, n), min(n, len(self))
         ids = torch.empty(len(patches), n, dtype=torch.int64, device=self.device)
-        scores = torch.empty(len(patches), n, device=self.device)
+        found = Found(ids=ids, scores=torch.empty(ids.shape, device=self.device), fallbacks=0)
         narrow = [k for k in (n + EXTRA, WIDER * (n + EXTRA)) if 2 * k < len(self)]
         left = torch.arange(len(patches), device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             if self.prefilter and narrow and len(left):
                 self._set_mean(mean)
-                parts = [
-                    self._best(rows, patches, n, narrow, ids, scores, mean)
-                    for rows in self._chunks(left, torch.bfloat16)
-                ]
-                left = torch.cat(parts)
+                chunks = self._chunks(left, torch.bfloat16)
+                left = torch.cat([self._settle(rows, patches, narrow, found, mean) for rows in chunks])
             for rows in self._chunks(left, torch.float32):
-                unsettled = self._best(rows, patches, n, [*narrow, len(self)], ids, scores, None)
-                assert not len(unsettled), "every word is a candidate in the end"
-        return Found(ids=ids, scores=scores, fallbacks=len(left))
+                self._settle(rows, patches, [*narrow, len(self)], found, None)
+        return replace(found, fallbacks=len(left))
 
     def _checked(self, patches: Tensor, n: int) -> Float[Tensor, " d"]:
         """The mean patch, of patches that can be ranked."""
@@ -121,25 +124,14 @@ class WordTable:
             raise SightlineError(f"Patches of shape {shape} for words of width {width}: they need one joint space.")
         mean = patches.mean(0, dtype=torch.float32) if len(patches) else self.center
         if not bool(mean.isfinite().all()):
-            row = not_finite(patches)
+            row = int(not_finite(patches).nonzero()[0, 0])
             raise SightlineError(f"Patch {row} is not finite, so no word can be found for it. Check the tower's dtype.")
         return mean.to(self.device)
 
     def _chunks(self, rows: Int[Tensor, " rows"], dtype: torch.dtype) -> Sequence[Int[Tensor, " some"]]:
         """Rows in even chunks, whose products with all words fit into the memory for them."""
-        most = max(FEWEST_ROWS, PRODUCT_BYTES[self.device.type] // (len(self) * dtype.itemsize))
+        most = max(FEWEST_ROWS, PRODUCT_BYTES * self._scale // (len(self) * dtype.itemsize))
         return rows.chunk(-(-len(rows) // most)) if len(rows) else ()
-
-    def _product(
-        self, left: Float[Tensor, "rows width"], right: Float[Tensor, "words width"]
-    ) -> Float[Tensor, "rows words"]:
-        """Their dot products, in memory that is used again: asking the system for it anew costs a tenth of the time."""
-        cells = len(left) * len(right)
-        if self._scratch.numel() < cells * left.itemsize:
-            self._scratch = torch.empty(cells * left.itemsize, dtype=torch.uint8, device=self.device)
-        out = self._scratch[: cells * left.itemsize].view(left.dtype).view(len(left), len(right))
-        with full_precision():
-            return torch.mm(left, right.t(), out=out)
 
     def _set_mean(self, mean: Float[Tensor, " d"]) -> None:
         """Write `mean . u` into the three last columns of the bf16 table: 24 bits, all that fp32 has."""
@@ -149,36 +141,29 @@ class WordTable:
         for column in (-3, -2, -1):
             rest = rest - self._rounded[:, column].copy_(rest)
 
-    def _best(
+    def _settle(
         self,
         rows: Int[Tensor, " rows"],
         patches: Float[Tensor, "patches d"],
-        n: int,
         widths: list[int],
-        ids: Int[Tensor, "patches n"],
-        scores: Float[Tensor, "patches n"],
+        found: Found,
         mean: Float[Tensor, " d"] | None,
     ) -> Int[Tensor, " unsettled"]:
-        """Fill in `rows` of `ids` and `scores` where it is certain; returns the rows where it is not.
+        """Fill in the rows of `found` that are certain, with words proposed by bf16 or, without a mean, by fp32.
 
-        With `mean` words are proposed by bf16, without it by fp32.
+        Returns the rows that are not.
         """
         mine = patches[rows.to(patches.device)].to(self.device, torch.float32)
-        lengths = mine.norm(dim=1)
-        rough, margin = self._in_fp32(mine, lengths) if mean is None else self._in_bf16(mine, mean)
-        # What the fp32 scores themselves may be off: two sums over d, and the last additions.
-        margin += lengths * (2 * self._unit * self.longest + 2**-21 * (self.longest + self.center.norm())) + 1e-30
+        rough, margin = self._in_fp32(mine) if mean is None else self._in_bf16(mine, mean)
         base = (mine * self.center).sum(1, keepdim=True)
+        n = found.ids.shape[1]
         for width in widths:
-            kth, found = rough.topk(width, dim=1, sorted=False)
-            found = found.sort(dim=1).values
-            exact = base + self._scores(mine, found)
-            best, order = exact.sort(dim=1, descending=True, stable=True)
-            sure = certain(best[:, n - 1], kth.amin(1), margin, base[:, 0])
-            if width == len(self):
-                sure[:] = True
-            ids[rows[sure]] = found.gather(1, order[:, :n])[sure]
-            scores[rows[sure]] = best[:, :n][sure]
+            kth, ids = rough.topk(width, dim=1, sorted=False)
+            ids = ids.sort(dim=1).values
+            scores, order = (base + self._scores(mine, ids)).sort(dim=1, descending=True, stable=True)
+            sure = certain(scores[:, n - 1], kth.amin(1), margin, base[:, 0]) | (width == len(self))
+            found.ids[rows[sure]] = ids.gather(1, order[:, :n])[sure]
+            found.scores[rows[sure]] = scores[sure, :n]
             if bool(sure.all()):
                 return rows[:0]
             rows, mine, rough, margin, base = (each[~sure] for each in (rows, mine, rough, margin, base))
@@ -187,7 +172,7 @@ class WordTable:
     def _in_bf16(
         self, mine: Float[Tensor, "rows d"], mean: Float[Tensor, " d"]
     ) -> tuple[Float[Tensor, "rows words"], Float[Tensor, " rows"]]:
-        """All words by `m.u + r.u`, and how far below its true value a word's may be for each row."""
+        """`m.u + r.u` of all words, and how much higher a word's fp32 score may be, rounding of the result aside."""
         rest = mine - mean
         rounded = torch.empty(len(mine), rest.shape[1] + 3, dtype=torch.bfloat16, device=self.device)
         rounded[:, -3:] = 1
@@ -196,30 +181,38 @@ class WordTable:
         inputs = lost * self.longest + (lengths + lost) * self._lost
         # Tensor cores and the CPU's bf16 instructions sum in fp32, truncating at worst: 2^-22 for each term.
         sums = rounded.shape[1] * 2**-22 * ((lengths + lost) * (self.longest + self._lost) + 1.01 * self._shift)
-        shift = self._unit * (mean.norm() + lengths) * self.longest
-        return self._product(rounded, self._rounded), inputs + sums + shift
+        shift = self.unit * (mean.norm() + lengths) * self.longest
+        return self._product(rounded, self._rounded), inputs + sums + shift + self._own_error(mine)
 
-    def _in_fp32(
-        self, mine: Float[Tensor, "rows d"], lengths: Float[Tensor, " rows"]
-    ) -> tuple[Float[Tensor, "rows words"], Float[Tensor, " rows"]]:
-        """All words by `x.u`, and how far below its true value a word's may be for each row."""
-        return self._product(mine, self.offsets), self._unit * lengths * self.longest
+    def _in_fp32(self, mine: Float[Tensor, "rows d"]) -> tuple[Float[Tensor, "rows words"], Float[Tensor, " rows"]]:
+        """`x.u` of all words, and how much higher a word's fp32 score may be."""
+        return self._product(mine, self.offsets), self.unit * mine.norm(dim=1) * self.longest + self._own_error(mine)
 
-    @property
-    def _unit(self) -> float:
-        """Bound of the relative error of a dot product in fp32, in whatever order it is summed."""
-        return (self.offsets.shape[1] + 8) * 2**-24
+    def _own_error(self, mine: Float[Tensor, "rows d"]) -> Float[Tensor, " rows"]:
+        """What two fp32 scores may be off together: sums over d, the last additions, and underflow."""
+        relative = 2 * self.unit * self.longest + 2**-21 * (self.longest + self.center.norm())
+        return mine.norm(dim=1) * relative + 1e-30
+
+    def _product(
+        self, left: Float[Tensor, "rows width"], right: Float[Tensor, "words width"]
+    ) -> Float[Tensor, "rows words"]:
+        """Their dot products, in memory that is used again: asking the system for it anew costs a tenth of the time."""
+        size = len(left) * len(right) * left.itemsize
+        if len(self._scratch) < size:
+            self._scratch = torch.empty(size, dtype=torch.uint8, device=self.device)
+        with full_precision():
+            return torch.mm(left, right.t(), out=self._scratch[:size].view(left.dtype).view(len(left), len(right)))
 
     def _scores(self, mine: Float[Tensor, "rows d"], ids: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
-        """`x.u` in fp32, the same for the same vectors wherever they stand: no matmul, whose kernels differ by place."""
+        """`x.u` in fp32, the same bits wherever the two vectors stand: no matmul, whose kernels differ by place."""
         scores = torch.empty(ids.shape, device=self.device)
-        pairs = max(1, GATHER_BYTES[self.device.type] // (4 * mine.shape[1]))
+        pairs = max(1, GATHER_BYTES * self._scale // (4 * mine.shape[1]))
         across = min(pairs, ids.shape[1])
         for left in range(0, ids.shape[1], across):
             for first in range(0, len(ids), pairs // across):
                 at = slice(first, first + pairs // across), slice(left, left + across)
                 words = self.offsets.index_select(0, ids[at].flatten()).unflatten(0, ids[at].shape)
-                torch.sum(words.mul_(mine[at[0], None]), dim=2, out=scores[at])
+                scores[at] = words.mul_(mine[at[0], None]).sum(2)
         return scores
 
 
@@ -229,38 +222,15 @@ def certain(
     margin: Float[Tensor, " rows"],
     base: Float[Tensor, " rows"],
 ) -> Bool[Tensor, " rows"]:
-    """Whether no word beyond the k-th can score as high as the n-th: for rough scores that a type has rounded.
+    """Whether no word behind the k-th rough score, which its type has rounded, can have the n-th fp32 score.
 
-    The factors cover the rounding of the bounds themselves.
+    Rounding is monotone: such a word was at most half a unit above the k-th. 1.001 covers the rounding of the bounds.
     """
     rough = kth.float()
     half_unit = torch.finfo(kth.dtype).eps / 2 * rough.abs()
     return nth > base + (rough + 1.001 * (half_unit + margin))
 
 
-def not_finite(vectors: Float[Tensor, "rows d"]) -> int | None:
-    """The first row that holds an infinity or no number, or whose length overflows."""
-    bad = vectors.norm(dim=1, dtype=torch.float32).isfinite().logical_not()
-    return int(bad.nonzero()[0, 0]) if bool(bad.any()) else None
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether products in bf16 are quicker than in fp32: by what the hardware says, so that it is always the same."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of fp32 in fp32, and sums of bf16 products in fp32 to their end, whatever torch was told to allow."""
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction
-    try:
-        cuda.fp32_precision = cpu.fp32_precision = "ieee"
-        cuda.allow_bf16_reduced_precision_reduction = False
-        yield
-    finally:
-        cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction = before
+def not_finite(vectors: Float[Tensor, "rows d"]) -> Bool[Tensor, " rows"]:
+    """Rows that hold an infinity or no number, or are too long for one."""
+    return vectors.norm(dim=1, dtype=torch.float32).isfinite().logical_not()
