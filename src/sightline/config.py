@@ -10,8 +10,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .bases import find_recipe, read_recipe
 from .errors import SightlineError, did_you_mean
-from .overrides import NOT_YAML, apply_override
+from .overrides import apply_override
+
+BASE = "A shipped recipe, or a file relative to this one, over which this one is laid; it then holds only what differs."
+"""What the key says that a resolved recipe no longer has."""
 
 PartName = str
 
@@ -248,7 +252,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe from YAML, apply dotted overrides such as `stages.0.lr=2e-3`, and check it.
+    """Read a recipe from YAML over its bases, apply dotted overrides such as `stages.0.lr=2e-3`, and check it.
 
     Args:
         path: a file, or the name of a shipped recipe (`world`).
@@ -256,24 +260,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         SightlineError: with every error at once, each with its place, and the nearest known key for unknown ones.
     """
-    file = Path(path)
-    if str(path) in shipped_recipes() and not file.is_file():
-        file = shipped_recipes()[str(path)]
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SightlineError(
-            f"recipe not found: {file}{did_you_mean(str(path), shipped_recipes()) or '.'} "
-            f"Give a file, or a shipped one: {', '.join(shipped_recipes())}."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SightlineError(f"cannot read {file}: {error}.") from None
-    except NOT_YAML as error:
-        raise SightlineError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise SightlineError(f"{file} should hold a recipe: name, model and stages. It holds {type(values).__name__}.")
-    problems = [problem for text in overrides if (problem := apply_override(values, text))]
-    return check(values, problems, str(file))
+    shipped = shipped_recipes()
+    values, problems = read_recipe(path, shipped)
+    problems += [problem for text in overrides if (problem := apply_override(values, text))]
+    return check(values, problems, str(find_recipe(path, Path(), shipped)))
 
 
 def check(values: dict[str, Any], problems: list[str] | None = None, where: str = "recipe") -> Recipe:
@@ -306,7 +296,7 @@ def dump(recipe: Recipe) -> str:
 
 def reference() -> list[tuple[str, str, str]]:
     """Every key of a recipe: its dotted place, its default, what it means. `*` stands for a number or a name."""
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str]] = [("base", "null", BASE)]
 
     def walk(record: type[Record], prefix: str) -> None:
         for name, field in record.model_fields.items():
@@ -331,6 +321,10 @@ def _describe(error: Any, values: Any) -> str:
     """One line for one of pydantic's errors, in the words of a recipe and at the place that it has there."""
     place = ".".join(_keys(error["loc"], values))
     kind = error["type"]
+    if kind == "extra_forbidden" and error["loc"] == ("base",):
+        return "base: is read from a recipe's file alone; put it there"
+    if kind == "list_type" and error["loc"] == ("stages",) and isinstance(error["input"], dict):
+        return "stages: should be a list; a mapping changes the stages of a `base`, and there is none"
     if kind == "extra_forbidden":
         return f"{place}: unknown key{did_you_mean(str(error['loc'][-1]), _fields_at(error['loc'][:-1]))}"
     if kind == "missing":
@@ -366,4 +360,4 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         record = {"model": Model, "stages": Stage, "data": Data, "validation": Data, "lora": LoRA}.get(part, record)
-    return list(record.model_fields)
+    return [*(["base"] if record is Recipe else []), *record.model_fields]
