@@ -26,7 +26,7 @@ CHECKED = [
     "diagnostics",
 ]
 MODELS = ("towers", "connectors", "modeling", "packing", "backbones", "assemble", "parts", "precision", "origin")
-MODELS += ("adapters",)
+MODELS += ("adapters", "scales")
 CHECKED += [f"models.{module}" for module in MODELS]
 install_import_hook([f"sightline.{module}" for module in CHECKED], "beartype.beartype")
 

@@ -4,6 +4,7 @@ The diff between two recipes is the experiment, so a run folder holds its resolv
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,6 +93,9 @@ class Model(Record):
     """Which of the tower's hidden states to take; a list concatenates them."""
     vision_select: Literal["patch", "full"] = "patch"
     """`patch` takes the grid, `full` also the tokens before it (the class token)."""
+    vision_scales: list[Positive] | None = None
+    """Multiples of the tower's size at which it sees an image, such as [1, 2, 3] (S2): as many tokens, as many times
+    wider; saved as Sightline's own class."""
     image_fit: Literal["pad", "crop"] = "pad"
     """How an image that is not square meets the tower: padded to a square, or as the tower's own processor does."""
 
@@ -104,6 +108,23 @@ class Model(Record):
             raise ValueError(
                 f"connector {self.connector} reads a grid, and vision_select=full has the class token beside it; "
                 "say vision_select=patch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_ascend_from_one(self) -> "Model":
+        scales = self.vision_scales
+        if scales is None:
+            return self
+        if len(scales) < 2 or scales[0] != 1 or any(b <= a for a, b in pairwise(scales)):
+            raise ValueError(
+                f"vision_scales {scales} should be multiples of the tower's size, ascending from 1, such as [1, 2, 3]; "
+                "remove it for the tower's own size alone"
+            )
+        if self.vision_select == "full":
+            raise ValueError(
+                "vision_scales merges grids, and vision_select=full has the class token beside them; say "
+                "vision_select=patch"
             )
         return self
 
