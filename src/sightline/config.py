@@ -56,6 +56,8 @@ class Data(Record):
     """How often its rows are seen in an epoch: 2 is twice, 0.5 a random half, another half each epoch."""
     rows: Positive | None = None
     """How many rows it should have; another number stops the run. `--dry-run` counts on it where there is no file."""
+    about_rows: Positive | None = None
+    """Roughly how many rows it has, where `rows` is not known: `--dry-run` counts on it where there is no file."""
     name: str | None = None
     """Of a validation set: it is measured by itself and logged under this name (`text`, say); others together."""
 

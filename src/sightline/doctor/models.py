@@ -67,7 +67,8 @@ def _assembled(parts: Model) -> Assembly:
     llm: Any = found(lambda: AutoConfig.from_pretrained(language), parts.language)
     tokenizer: Any = found(lambda: AutoTokenizer.from_pretrained(language), parts.language)
     image_processor = found(lambda: AutoImageProcessor.from_pretrained(vision, backend="pil"), parts.vision)
-    image_processor = fit_image_processor(parts.vision, image_processor, spec, parts.image_fit, parts.vision_scales)
+    if parts.image_fit == "crop" or parts.vision_scales is not None:
+        image_processor = fit_image_processor(parts.vision, image_processor, spec, parts.image_fit, parts.vision_scales)
     config = fresh_config(parts, tower, llm)
     return _empty(config, tokenizer, image_processor)
 

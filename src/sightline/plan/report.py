@@ -75,7 +75,7 @@ def _parts(stage: StagePlan) -> Table:
 
 def _lines(stage: StagePlan) -> list[str]:
     rows, per_step = stage.rows, stage.batch_size * stage.accumulate
-    origin = "counted" if rows.counted else "by the recipe"
+    origin = "counted" if rows.counted else "roughly, by the recipe" if rows.roughly else "by the recipe"
     step = stage.step
     vision = step.vision + step.vision_backward
     connector = step.connector + step.connector_backward
