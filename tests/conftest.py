@@ -27,7 +27,7 @@ CHECKED = [
     "diagnostics",
 ]
 MODELS = ("towers", "connectors", "modeling", "packing", "backbones", "assemble", "parts", "precision", "origin")
-MODELS += ("adapters", "digest", "joint")
+MODELS += ("adapters", "digest", "joint", "scales")
 CHECKED += [f"models.{module}" for module in MODELS]
 install_import_hook([f"sightline.{module}" for module in CHECKED], "beartype.beartype")
 

@@ -285,6 +285,137 @@ def test_any_text_gives_a_recipe_or_our_error(tmp_path_factory, data):
         load_recipe(path, [data.draw(alphabet)])
 
 
+class TestBase:
+    """A file that names a base holds what differs, and reads as if it were written out."""
+
+    def write(self, folder: Path, name: str, text: str) -> Path:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def test_only_what_differs(self, recipe, tmp_path):
+        """Mappings key by key, stages by name, lists and everything else whole; a file relative to its own."""
+        text = """
+        base: ../recipe.yaml
+        name: other
+        model: {vision_layer: [-2, -1]}
+        stages:
+          tune: {lr_by_part: {language: 1e-6}, data: {template: plain}, betas: [0.9, 0.95], validation: {path: v.json}}
+        """
+        loaded = load_recipe(self.write(tmp_path, "deep/other.yaml", text))
+        changes = [
+            "name=other",
+            "model.vision_layer=[-2, -1]",
+            "stages.1.lr_by_part.language=1e-6",
+            "stages.1.data.template=plain",
+            "stages.1.betas=[0.9, 0.95]",
+            "stages.1.validation={path: v.json}",
+        ]
+        assert loaded == load_recipe(recipe, changes)
+        assert loaded.stages[1].lr_by_part == {"connector": 1e-4, "language": 1e-6}
+        assert "base" not in yaml.safe_load(dump(loaded))
+
+    def test_a_list_replaces_all_stages(self, recipe, tmp_path):
+        text = "{base: recipe.yaml, name: o, stages: [{name: one, data: {path: x}, trainable: [connector]}]}"
+        loaded = load_recipe(self.write(tmp_path, "o.yaml", text))
+        assert [stage.name for stage in loaded.stages] == ["one"]
+        assert loaded.model == load_recipe(recipe).model
+
+    def test_nothing_replaces_a_mapping(self, recipe, tmp_path):
+        text = (
+            "{base: recipe.yaml, name: o, model: null, stages: {pretrain: {init_from: saved}, tune: {lr_by_part: {}}}}"
+        )
+        loaded = load_recipe(self.write(tmp_path, "o.yaml", text))
+        assert loaded.model is None and loaded.stages[0].init_from == "saved"
+        assert loaded.stages[1].lr_by_part == {"connector": 1e-4}, "an empty mapping changes nothing"
+
+    def test_a_chain_and_a_shipped_base(self, tmp_path):
+        """Overrides come last; a file of its own named as a shipped recipe comes before it."""
+        self.write(tmp_path, "a.yaml", "{base: world, name: a, out: runs/there, seed: 3, max_length: 99}")
+        b = self.write(tmp_path, "b.yaml", "{base: a.yaml, name: b, seed: 4, stages: {instruct: {steps: 2}}}")
+        loaded = load_recipe(b, ["seed=5", "stages.0.lr=1"])
+        assert (loaded.seed, loaded.max_length, loaded.stages[1].steps, loaded.stages[0].lr) == (5, 99, 2, 1)
+        assert loaded.out is None, "an own folder"
+        assert loaded.stages[0].data == load_recipe("world").stages[0].data
+        self.write(tmp_path, "world", "{base: recipes/none.yaml, name: b}")
+        with pytest.raises(SightlineError, match=r"world: its base is not there: .*none.yaml\. Name a file"):
+            load_recipe(b.with_name("a.yaml"))
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("seed: 1", ["name: missing"]),
+            (
+                "{name: o, stages: {pretain: {lr: 1}}}",
+                ["stages.pretain: no stage of base 'recipe.yaml'; did you mean 'pretrain'? It has: pretrain, tune."],
+            ),
+            (
+                "{name: o, stages: {7: {lr: 1}, tune: 3}, sede: 1}",
+                [
+                    "stages.7: no stage of base 'recipe.yaml'. It has: pretrain, tune.",
+                    "stages.tune: should hold the keys to change of this stage (got 3)",
+                    "sede: unknown key; did you mean 'seed'?",
+                ],
+            ),
+            ("{name: o, stages: {tune: {lrr: 1}}}", ["stages.1.lrr: unknown key; did you mean 'lr'?"]),
+        ],
+    )
+    def test_every_problem_at_once(self, recipe, tmp_path, text, expected):
+        body = text if text.startswith("{") else f"{{{text}}}"
+        assert problems(self.write(tmp_path, "o.yaml", "{base: recipe.yaml, " + body[1:])) == expected
+
+    def test_what_is_no_base(self, recipe, tmp_path):
+        assert problems(recipe, "base=world") == ["base: is read from a recipe's file alone; put it there"]
+        loose = self.write(tmp_path, "loose.yaml", "{name: o, model: {vision: v, language: l}, stages: {a: {}}}")
+        assert problems(loose) == [
+            "stages: should be a list; a mapping changes the stages of a `base`, and there is none"
+        ]
+        assert problems(self.write(tmp_path, "bse.yaml", RECIPE + "bas: world")) == [
+            "bas: unknown key; did you mean 'base'?"
+        ]
+
+    @pytest.mark.parametrize(
+        ("base", "message"),
+        [
+            ("wrld", r"its base is not there: .*wrld; did you mean 'world'\? Name a file, relative to the recipe, or"),
+            ("[world]", r"base should be a recipe's name or file \(got \['world'\]\)"),
+            ("null", r"\(got None\)"),
+            ("o.yaml", r"o.yaml -> .*o.yaml: a recipe cannot be its own base"),
+            ("list.yaml", "should hold a recipe: name, model and stages. It holds list"),
+            ('"a\\0b"', "is not YAML"),
+            ("a" * 500, "cannot read"),
+            (".", "cannot read"),
+        ],
+    )
+    def test_a_base_that_cannot_be_read(self, tmp_path, base, message):
+        self.write(tmp_path, "list.yaml", "[]")
+        with pytest.raises(SightlineError, match=message) as caught:
+            load_recipe(self.write(tmp_path, "o.yaml", f"{{base: {base}, name: o}}"))
+        assert "\n" not in str(caught.value)
+
+    def test_a_circle_of_bases(self, tmp_path):
+        for name, base in (("start", "a"), ("a", "b"), ("b", "./a")):
+            path = self.write(tmp_path, f"{name}.yaml", f"{{base: {base}.yaml, name: {name}}}")
+        with pytest.raises(SightlineError, match=r"/a.yaml -> .*/b.yaml -> .*/a.yaml: a recipe cannot be its own base"):
+            load_recipe(path.with_name("start.yaml"))
+
+    def test_mappings_that_hold_themselves(self, tmp_path):
+        for name, base in (("a", "recipe.yaml"), ("b", "a.yaml")):
+            path = self.write(tmp_path, f"{name}.yaml", f"{{base: {base}, name: {name}, model: &m {{x: *m}}}}")
+        self.write(tmp_path, "recipe.yaml", RECIPE)
+        with pytest.raises(SightlineError, match="hold themselves"):
+            load_recipe(path)
+
+    @settings(max_examples=100)
+    @given(under=st.dictionaries(keys, values, max_size=4), over=st.dictionaries(keys, values, max_size=4))
+    def test_any_values_over_any_base_give_a_recipe_or_our_error(self, tmp_path_factory, under, over):
+        folder = tmp_path_factory.getbasetemp()
+        self.write(folder, "under.yaml", yaml.safe_dump(under))
+        with contextlib.suppress(SightlineError):
+            load_recipe(self.write(folder, "over.yaml", yaml.safe_dump({**over, "base": "under.yaml"})))
+
+
 @pytest.mark.parametrize("text", ["&a {x: *a}", "name: n\nmethods: &a [{name: *a}]", "stages: &s [*s]"])
 def test_a_recipe_that_holds_itself(tmp_path, text):
     path = tmp_path / "r.yaml"

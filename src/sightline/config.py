@@ -4,14 +4,19 @@ The diff between two recipes is the experiment, so a run folder holds its resolv
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .bases import find_recipe, read_recipe
 from .errors import SightlineError, did_you_mean
-from .overrides import NOT_YAML, apply_override
+from .overrides import apply_override
+
+BASE = "A shipped recipe, or a file relative to this one, over which this one is laid; it then holds only what differs."
+"""What the key says that a resolved recipe no longer has."""
 
 PartName = str
 
@@ -51,6 +56,8 @@ class Data(Record):
     """How often its rows are seen in an epoch: 2 is twice, 0.5 a random half, another half each epoch."""
     rows: Positive | None = None
     """How many rows it should have; another number stops the run. `--dry-run` counts on it where there is no file."""
+    about_rows: Positive | None = None
+    """Roughly how many rows it has, where `rows` is not known: `--dry-run` counts on it where there is no file."""
     name: str | None = None
     """Of a validation set: it is measured by itself and logged under this name (`text`, say); others together."""
 
@@ -88,6 +95,9 @@ class Model(Record):
     """Which of the tower's hidden states to take; a list concatenates them."""
     vision_select: Literal["patch", "full"] = "patch"
     """`patch` takes the grid, `full` also the tokens before it (the class token)."""
+    vision_scales: list[Positive] | None = None
+    """Multiples of the tower's size at which it sees an image, such as [1, 2, 3] (S2): as many tokens, as many times
+    wider; saved as Sightline's own class."""
     image_fit: Literal["pad", "crop"] = "pad"
     """How an image that is not square meets the tower: padded to a square, or as the tower's own processor does."""
 
@@ -100,6 +110,23 @@ class Model(Record):
             raise ValueError(
                 f"connector {self.connector} reads a grid, and vision_select=full has the class token beside it; "
                 "say vision_select=patch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_ascend_from_one(self) -> "Model":
+        scales = self.vision_scales
+        if scales is None:
+            return self
+        if len(scales) < 2 or scales[0] != 1 or any(b <= a for a, b in pairwise(scales)):
+            raise ValueError(
+                f"vision_scales {scales} should be multiples of the tower's size, ascending from 1, such as [1, 2, 3]; "
+                "remove it for the tower's own size alone"
+            )
+        if self.vision_select == "full":
+            raise ValueError(
+                "vision_scales merges grids, and vision_select=full has the class token beside them; say "
+                "vision_select=patch"
             )
         return self
 
@@ -248,7 +275,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe from YAML, apply dotted overrides such as `stages.0.lr=2e-3`, and check it.
+    """Read a recipe from YAML over its bases, apply dotted overrides such as `stages.0.lr=2e-3`, and check it.
 
     Args:
         path: a file, or the name of a shipped recipe (`world`).
@@ -256,24 +283,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         SightlineError: with every error at once, each with its place, and the nearest known key for unknown ones.
     """
-    file = Path(path)
-    if str(path) in shipped_recipes() and not file.is_file():
-        file = shipped_recipes()[str(path)]
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SightlineError(
-            f"recipe not found: {file}{did_you_mean(str(path), shipped_recipes()) or '.'} "
-            f"Give a file, or a shipped one: {', '.join(shipped_recipes())}."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SightlineError(f"cannot read {file}: {error}.") from None
-    except NOT_YAML as error:
-        raise SightlineError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise SightlineError(f"{file} should hold a recipe: name, model and stages. It holds {type(values).__name__}.")
-    problems = [problem for text in overrides if (problem := apply_override(values, text))]
-    return check(values, problems, str(file))
+    shipped = shipped_recipes()
+    values, problems = read_recipe(path, shipped)
+    problems += [problem for text in overrides if (problem := apply_override(values, text))]
+    return check(values, problems, str(find_recipe(path, Path(), shipped)))
 
 
 def check(values: dict[str, Any], problems: list[str] | None = None, where: str = "recipe") -> Recipe:
@@ -306,7 +319,7 @@ def dump(recipe: Recipe) -> str:
 
 def reference() -> list[tuple[str, str, str]]:
     """Every key of a recipe: its dotted place, its default, what it means. `*` stands for a number or a name."""
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str]] = [("base", "null", BASE)]
 
     def walk(record: type[Record], prefix: str) -> None:
         for name, field in record.model_fields.items():
@@ -331,6 +344,10 @@ def _describe(error: Any, values: Any) -> str:
     """One line for one of pydantic's errors, in the words of a recipe and at the place that it has there."""
     place = ".".join(_keys(error["loc"], values))
     kind = error["type"]
+    if kind == "extra_forbidden" and error["loc"] == ("base",):
+        return "base: is read from a recipe's file alone; put it there"
+    if kind == "list_type" and error["loc"] == ("stages",) and isinstance(error["input"], dict):
+        return "stages: should be a list; a mapping changes the stages of a `base`, and there is none"
     if kind == "extra_forbidden":
         return f"{place}: unknown key{did_you_mean(str(error['loc'][-1]), _fields_at(error['loc'][:-1]))}"
     if kind == "missing":
@@ -366,4 +383,4 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         record = {"model": Model, "stages": Stage, "data": Data, "validation": Data, "lora": LoRA}.get(part, record)
-    return list(record.model_fields)
+    return [*(["base"] if record is Recipe else []), *record.model_fields]

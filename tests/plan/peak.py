@@ -47,7 +47,7 @@ class Peak(TorchDispatchMode):
         return out
 
 
-def build() -> SightlineForConditionalGeneration:
+def build(scales: list[int] | None = None) -> SightlineForConditionalGeneration:
     """A model of 2M parameters, wide enough that what is not counted does not show."""
     vision = CLIPVisionConfig(
         hidden_size=64,
@@ -72,14 +72,15 @@ def build() -> SightlineForConditionalGeneration:
             vision_config=vision,
             text_config=language,
             vision_feature_layer=-2,
+            vision_scales=scales,
             tie_word_embeddings=False,
             image_token_index=VOCABULARY - 1,
         )
     )
 
 
-def make_rows(rows: int, length: int, supervised: int) -> Batch:
-    """Rows of an image and random text, the last `supervised` tokens with labels."""
+def make_rows(rows: int, length: int, supervised: int, scale: int = 1) -> Batch:
+    """Rows of an image, so many times the tower's size, and random text, the last `supervised` tokens with labels."""
     ids = torch.randint(10, VOCABULARY - 10, (rows, length))
     ids[:, 1 : 1 + TOKENS] = VOCABULARY - 1
     labels = torch.full_like(ids, IGNORE)
@@ -95,7 +96,7 @@ def make_rows(rows: int, length: int, supervised: int) -> Batch:
         kinds=kinds,
         turn_ids=torch.zeros_like(ids),
         prompt_mask=kinds == PROMPT,
-        pixel_values=torch.rand(rows, 3, SIDE, SIDE),
+        pixel_values=torch.rand(rows, 3, scale * SIDE, scale * SIDE),
         view_counts=one,
         visual_counts=one * TOKENS,
         image_counts=one,

@@ -87,6 +87,25 @@ def test_a_list_of_layers_and_a_linear_connector(assembled):
     assert back == pytest.approx(backward, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("trainable", [["connector"], ["vision", "connector", "language"]], ids="+".join)
+def test_several_scales(assembled, trainable):
+    """The tower runs on 1 + 4 + 9 tiles of each image; what comes after it is three times as wide."""
+    assembly = assembled("clip", "llama", vision_scales=[1, 2, 3])
+    model, stage = copy.deepcopy(assembly.model), make_stage(trainable=trainable)
+    model.set_attn_implementation("eager")
+    set_trainable(model, stage)
+    batch, sizes = make_batch(assembly), shapes(model)
+    assert (sizes.scales, sizes.tiles, sizes.tokens, sizes.connector[0].inputs) == ((1, 2, 3), 14, 16, 96)
+    planned = step_flops(sizes, rows_of(batch), training_of(stage, model))
+    once = step_flops(shapes(assembled("clip", "llama").model), rows_of(batch), training_of(stage, model))
+    assert (planned.vision, planned.vision_backward) == (14 * once.vision, 14 * once.vision_backward)
+    assert planned.decoder == once.decoder
+    forward, backward = counted(model, batch)
+    assert planned.vision + planned.connector + planned.decoder + planned.head == pytest.approx(forward, rel=TOLERANCE)
+    back = planned.vision_backward + planned.connector_backward + planned.decoder_backward + planned.head_backward
+    assert back == pytest.approx(backward, rel=TOLERANCE)
+
+
 def test_adapters(assembled):
     """LoRA through peft: the adapters' own products, and no gradient of the weights under them."""
     peft = pytest.importorskip("peft")

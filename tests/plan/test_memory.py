@@ -131,6 +131,30 @@ def test_the_estimate_is_the_peak_of_a_real_step(precision, frozen, trainable, c
     assert planned.optimizer == sum(moments)
 
 
+@pytest.mark.parametrize(
+    ("precision", "trainable"),
+    [("fp32", ["connector"]), ("bf16", ["connector"]), ("bf16", ["vision", "connector", "language"])],
+)
+def test_the_estimate_with_several_scales(precision, trainable):
+    """A tower that sees fourteen tiles of each image: its states are the largest moment, unless it trains."""
+    frozen = "bf16" if precision == "bf16" else "fp32"
+    stage = make_stage(trainable=trainable, precision=precision, frozen=frozen)
+    model, batch = build([1, 2, 3]), make_rows(8, 64, 16, scale=3)
+    table = set_trainable(model, stage)
+    model.eval()
+    hold(model, stage)
+    training, sizes = training_of(stage, model), shapes(model)
+    planned = step_memory(
+        sizes,
+        Rows(8, 64, views=8, supervised=8 * 16),
+        trained_of(table, sizes, training),
+        training,
+        Setting(stage.precision, stage.frozen, "ddp"),
+    )
+    peak, _ = train_two_steps(model, stage, batch, table)
+    assert LOWEST < (planned.total - LIBRARIES) / peak.peak < HIGHEST
+
+
 @pytest.mark.parametrize("frozen", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("checkpointing", "dropout"), [(False, 0.0), (False, 0.05), (True, 0.0)], ids=["kept", "dropout", "checkpointed"]

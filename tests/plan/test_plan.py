@@ -108,6 +108,14 @@ def test_rows_of_absent_data_are_the_recipes(tmp_path):
     assert stage.rows.sizes == (10,)
     (stage,) = plan(make_recipe("", data=absent), text_tokens=50).stages
     assert (stage.rows.text, stage.sequence) == (50, stage.tokens_per_image + 50)
+    roughly = {"path": absent["path"], "about_rows": 90}
+    planned = plan(make_recipe("", data=roughly))
+    assert (planned.stages[0].rows.sizes, planned.stages[0].rows.roughly) == ((90,), True)
+    console = Console(record=True, width=160)
+    show(planned, console)
+    assert "90 rows (roughly, by the recipe)" in console.export_text()
+    (stage,) = plan(make_recipe("", data=roughly | {"rows": 100})).stages
+    assert (stage.rows.sizes, stage.rows.roughly) == ((100,), False)
     with pytest.raises(SightlineError, match=r"data file not found: .*gone\.json.*Add `rows: N`"):
         plan(make_recipe(tmp_path / "gone.json"))
 

@@ -111,6 +111,23 @@ def test_cached_is_live(tiny: dict[str, Path], data: Path, vision: str, options:
         torch.testing.assert_close(cached, live, atol=1e-5, rtol=0)
 
 
+def test_features_of_several_scales(tiny: dict[str, Path], data: Path, capsys: pytest.CaptureFixture) -> None:
+    """Training with them is training without; other scales of the same pixels, or none, are another folder."""
+    parts = {"vision": str(tiny["clip"]), "language": str(tiny["llama"])}
+    live = run(recipe(tiny, data, "live", model={**parts, "vision_scales": [1, 2, 3]}), capsys)
+    (folder,), _ = annotate(recipe(tiny, data, model={**parts, "vision_scales": [1, 2, 3]}))
+    about = json.loads((folder / "provenance.json").read_text())
+    assert (about["patches"], about["width"], about["depends_on"]["scales"]) == (16, 96, [1, 2, 3])
+    cached = run(recipe(tiny, data, "cached", model={**parts, "vision_scales": [1, 2, 3]}), capsys)
+    assert "tower features read from" in cached[2]
+    assert live[1] == cached[1] and equal(live[0], cached[0])
+    other = run(recipe(tiny, data, "other", model={**parts, "vision_scales": [1, 3]}), capsys)
+    assert "but with another scales; the tower is run" in other[2]
+    (alone,), _ = annotate(recipe(tiny, data))
+    assert alone != folder
+    assert "scales" not in json.loads((alone / "provenance.json").read_text())["depends_on"], "as it was named before"
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_training_with_features_is_training_without(
     tiny: dict[str, Path], data: Path, capsys: pytest.CaptureFixture, precision: str

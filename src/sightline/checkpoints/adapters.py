@@ -152,8 +152,11 @@ def _base(path: str, config: Any, load_base: Callable[[str], Assembly]) -> Assem
                 base["vision"],
                 base["language"],
                 connector=config.connector,
+                shuffle_factor=config.shuffle_factor,
+                pooled_grid=config.pooled_grid,
                 vision_layer=config.vision_feature_layer,
                 vision_select=config.vision_select,
+                vision_scales=config.vision_scales,
                 methods=config.methods or [],
             )
     except SightlineError as error:

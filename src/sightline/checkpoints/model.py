@@ -46,6 +46,8 @@ def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
             reasons.append(f"method '{method.name}' changes the forward pass")
     if not isinstance(model.model.multi_modal_projector, StockConnector):
         reasons.append(f"connector '{model.config.connector}' is none of LLaVA's")
+    if (scales := model.config.vision_scales) is not None:
+        reasons.append(f"its tower sees an image at scales {scales}, and LLaVA's sees it at one")
     tower = spec(model.config)
     if stock_strategy(tower, model.config.vision_select) is None:
         reasons.append(f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one")
@@ -111,6 +113,7 @@ def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGen
         "shuffle_factor",
         "pooled_grid",
         "vision_select",
+        "vision_scales",
         "methods",
         "slot_token_ids",
         "base",
@@ -169,14 +172,16 @@ def from_stock(stock: LlavaForConditionalGeneration) -> SightlineForConditionalG
 def stock_processor(assembly: Assembly, template: Template) -> LlavaProcessor:
     """transformers' processor for this model: what a server needs to feed it as it was trained.
 
-    It counts an image's tokens as squares of `patch_size` plus others. Where a connector gives another number, or a
-    tower has registers, the whole image is its one square, and the rest are others: the sum is right.
+    It counts an image's tokens as squares of `patch_size` plus others. Where a connector gives another number, a tower
+    has registers, or an image has several scales, the whole image is its one square, and the rest are others: the sum
+    is right.
     """
     config, tokens = assembly.model.config, assembly.model.model.sizes.tokens
     tower = spec(config)
     counted, strategy = (tower.patch_size, tower.prefix), config.vision_feature_select_strategy
-    if tower.grid**2 + tower.prefix - (strategy == "default") != tokens:
-        counted, strategy = (tower.image_size, tokens - 1), "full"
+    side = config.pixels_side
+    if (side // tower.patch_size) ** 2 + tower.prefix - (strategy == "default") != tokens:
+        counted, strategy = (side, tokens - 1), "full"
     tokenizer = assembly.tokenizer
     tokenizer.padding_side = "left"
     tokenizer.init_kwargs["padding_side"] = "left"  # what is saved; the attribute alone is not

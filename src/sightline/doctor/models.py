@@ -8,12 +8,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from ..checkpoints.model import model_folder
 from ..config import Model, Recipe, Stage
-from ..data.processor import Processor, output_size
+from ..data.processor import Processor
 from ..data.templates import get_template
 from ..errors import SightlineError
 from ..models.assemble import IMAGE as IMAGE_TOKEN
 from ..models.assemble import Assembly, attach_methods
-from ..models.backbones import resolve
+from ..models.backbones import fit_image_processor, resolve
 from ..models.configuration import SightlineConfig
 from ..models.hub import found
 from ..models.modeling import SightlineForConditionalGeneration
@@ -67,11 +67,8 @@ def _assembled(parts: Model) -> Assembly:
     llm: Any = found(lambda: AutoConfig.from_pretrained(language), parts.language)
     tokenizer: Any = found(lambda: AutoTokenizer.from_pretrained(language), parts.language)
     image_processor = found(lambda: AutoImageProcessor.from_pretrained(vision, backend="pil"), parts.vision)
-    if parts.image_fit == "crop" and output_size(image_processor) != (spec.image_size, spec.image_size):
-        raise SightlineError(
-            f"'{parts.vision}': its image processor gives {output_size(image_processor)} pixels and its tower takes "
-            f"{spec.image_size}x{spec.image_size}. Use model.image_fit=pad, or mend preprocessor_config.json."
-        )
+    if parts.image_fit == "crop" or parts.vision_scales is not None:
+        image_processor = fit_image_processor(parts.vision, image_processor, spec, parts.image_fit, parts.vision_scales)
     config = fresh_config(parts, tower, llm)
     return _empty(config, tokenizer, image_processor)
 

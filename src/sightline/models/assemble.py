@@ -16,6 +16,7 @@ from .backbones import ImageFit, add_tokens, load_language_model, load_tower, lo
 from .configuration import SightlineConfig, stock_strategy
 from .connectors import ConnectorName, build_connector, resolve_options
 from .modeling import SightlineForConditionalGeneration
+from .scales import check_scales
 from .towers import PatchSelect, tower_spec
 
 
@@ -63,6 +64,7 @@ def assemble(
     pooled_grid: int | None = None,
     vision_layer: int | list[int] = -2,
     vision_select: PatchSelect = "patch",
+    vision_scales: list[int] | None = None,
     image_fit: ImageFit = "pad",
     methods: Sequence[Mapping[str, Any]] = (),
 ) -> Assembly:
@@ -77,13 +79,16 @@ def assemble(
         pooled_grid: of `pool`, the tokens along a side; by default half the tower's grid.
         vision_layer: which of the tower's hidden states to take (LLaVA: -2); a list concatenates them.
         vision_select: `patch` takes the grid of patches, `full` also the tokens before it.
+        vision_scales: multiples of the tower's size at which it sees an image (S2), such as [1, 2, 3]; its patches are
+            then as many times wider as there are scales.
         image_fit: how an image that is not square meets the tower: `pad` to a square as LLaVA-1.5's tuning does,
             `crop` as the tower's own processor does.
 
     Raises:
         SightlineError: for parts that cannot be found, or that LLaVA's shape cannot express.
     """
-    tower, image_processor = load_tower(vision, image_fit)
+    scales = check_scales(vision_scales, vision_select)
+    tower, image_processor = load_tower(vision, image_fit, scales)
     lm, tokenizer = load_language_model(language)
     if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
         raise SightlineError(
@@ -109,6 +114,7 @@ def assemble(
         tie_word_embeddings=lm.config.tie_word_embeddings,
         connector=connector,
         vision_select=vision_select,
+        vision_scales=scales,
         base={"vision": location(vision), "language": location(language)},
         **resolve_options(connector, spec, vision_select, shuffle_factor=shuffle_factor, pooled_grid=pooled_grid),
     )

@@ -16,13 +16,17 @@ from ..data.processor import output_size
 from ..errors import SightlineError
 from ..world import backbone_path
 from .hub import found, load_weights, weight_name
-from .towers import tower_spec
+from .scales import Scales, pixels_side
+from .towers import TowerSpec, tower_spec
 
 ImageFit = Literal["pad", "crop"]
 
 
-def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[Any, Any]:
+def load_tower(name: str, image_fit: ImageFit = "pad", scales: Scales | None = None) -> tuple[Any, Any]:
     """A vision tower in fp32, and the image processor that feeds it (Pillow's, so that pixels agree everywhere).
+
+    Args:
+        scales: multiples of its size at which it will see an image; the image is then made at the largest.
 
     Raises:
         SightlineError: if it cannot be found, is no tower that we know, lacks weights, or disagrees with its processor.
@@ -34,11 +38,23 @@ def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[Any, Any]:
     tower, info = found(lambda: load_weights(MODEL_MAPPING[type(config)], path), name)
     check_complete(name, info, "vision tower")
     image_processor: Any = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), name)
+    return tower, fit_image_processor(name, image_processor, spec, image_fit, scales)
+
+
+def fit_image_processor(
+    name: str, image_processor: Any, spec: TowerSpec, image_fit: ImageFit, scales: Scales | None = None
+) -> Any:
+    """A tower's own image processor, made to fit images as a recipe says, at the largest of its scales.
+
+    Raises:
+        SightlineError: if what it gives is not what the tower takes.
+    """
+    side = pixels_side(spec, scales)
     if image_fit == "pad":
-        image_processor = LlavaImageProcessorPil(
+        return LlavaImageProcessorPil(
             do_pad=True,
-            size={"shortest_edge": spec.image_size},
-            crop_size={"height": spec.image_size, "width": spec.image_size},
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
             resample=image_processor.resample,
             image_mean=image_processor.image_mean,
             image_std=image_processor.image_std,
@@ -49,7 +65,11 @@ def load_tower(name: str, image_fit: ImageFit = "pad") -> tuple[Any, Any]:
             f"'{name}': its image processor gives {output_size(image_processor)} pixels and its tower takes "
             f"{spec.image_size}x{spec.image_size}. Use model.image_fit=pad, or mend preprocessor_config.json."
         )
-    return tower, image_processor
+    for sizes in ("size", "crop_size"):
+        if scales is not None and (given := getattr(image_processor, sizes, None)):
+            larger = {key: value * max(scales) for key, value in dict(given).items() if value}
+            setattr(image_processor, sizes, type(given)(**larger))
+    return image_processor
 
 
 def load_language_model(name: str) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from transformers import LlavaConfig
 
 from ..errors import SightlineError
 from .connectors import ConnectorName
+from .scales import pixels_side
 from .towers import PatchSelect, TowerSpec, tower_spec
 
 
@@ -21,6 +22,8 @@ class SightlineConfig(LlavaConfig):
     """pool's: tokens along a side."""
     vision_select: PatchSelect = "patch"
     """`patch` takes the grid, `full` also the tokens before it; transformers' own word for it follows from this."""
+    vision_scales: list[int] | None = None
+    """Multiples of the tower's size at which it sees an image, as `scales` has them; None for its own size alone."""
     methods: list[dict[str, Any]] | None = None
     """The methods' records, `{"name": ..., options}`, in order."""
     slot_token_ids: dict[str, int] | None = None
@@ -32,6 +35,11 @@ class SightlineConfig(LlavaConfig):
     def tower(self) -> TowerSpec:
         """What the trunk must know of the vision tower."""
         return spec(self)
+
+    @property
+    def pixels_side(self) -> int:
+        """Pixels along a side of the image that the model takes."""
+        return pixels_side(self.tower, self.vision_scales)
 
     @property
     def llm(self) -> Any:

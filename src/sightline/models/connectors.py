@@ -27,9 +27,9 @@ ConnectorName = Literal["linear", "mlp", "pixel_shuffle", "pool"]
 
 
 def connector_width(config: Any) -> int:
-    """The width that a connector reads: the tower's, for each layer that is taken."""
+    """The width that a connector reads: the tower's, for each layer that is taken, at each scale."""
     layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
-    return tower_spec(config.vision_config).width * layers
+    return tower_spec(config.vision_config).width * layers * len(config.vision_scales or (1,))
 
 
 class Connector(nn.Module):
@@ -89,6 +89,9 @@ class MLPConnector(StockConnector, LlavaMultiModalProjector):
 
     def __init__(self, config: Any) -> None:
         LlavaMultiModalProjector.__init__(self, config)
+        if self.linear_1.in_features != connector_width(config):  # several scales, which LLaVA does not know
+            bias = self.linear_1.bias is not None
+            self.linear_1 = nn.Linear(connector_width(config), self.linear_1.out_features, bias=bias)
 
     def forward(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "views patches d_llm"]:
         return LlavaMultiModalProjector.forward(self, patches)

@@ -31,6 +31,7 @@ from ..types import ANSWER, IGNORE, PAD, PROMPT, VISUAL, Batch, Trace
 from .configuration import SightlineConfig
 from .connectors import build_connector, connector_width
 from .packing import packs_into_one, plan
+from .scales import from_tiles, to_tiles
 
 
 class SightlineModel(LlavaModel):
@@ -78,7 +79,7 @@ class SightlineModel(LlavaModel):
     def encode(
         self, pixel_values: Float[Tensor, "sum_views 3 height width"]
     ) -> Float[Tensor, "sum_views patches d_vision"]:
-        """Patches of every view, from the layers and the tokens that the config selects."""
+        """Patches of every view, from the layers, the tokens and the scales that the config selects."""
         layers = self.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else list(layers)
         tower_trains = any(p.requires_grad for p in self.vision_tower.parameters())
@@ -86,10 +87,13 @@ class SightlineModel(LlavaModel):
             return pixel_values.new_zeros(0, self.sizes.patches, self.sizes.d_vision)
         # Towers cannot take an empty batch. One grey view keeps a training tower in the graph, with zero gradients.
         views = pixel_values if len(pixel_values) else pixel_values.new_zeros(1, *pixel_values.shape[1:])
+        tower, scales = self.config.tower, self.config.vision_scales
+        tiles = views if scales is None else to_tiles(views, scales, tower.image_size)
         with torch.set_grad_enabled(tower_trains and torch.is_grad_enabled()):
-            states = self.vision_tower(views, output_hidden_states=layers).hidden_states
-        drop = self.config.tower.prefix if self.config.vision_select == "patch" else 0
-        return torch.cat([states[layer][:, drop:] for layer in layers], dim=-1)[: len(pixel_values)]
+            states = self.vision_tower(tiles, output_hidden_states=layers).hidden_states
+        drop = tower.prefix if self.config.vision_select == "patch" else 0
+        patches = torch.cat([states[layer][:, drop:] for layer in layers], dim=-1)
+        return (patches if scales is None else from_tiles(patches, scales))[: len(pixel_values)]
 
     def connect(self, patches: Float[Tensor, "views patches d_vision"]) -> Float[Tensor, "sum_tokens d_llm"]:
         """Visual tokens in the language model's space, packed."""
@@ -249,7 +253,7 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         places = input_ids == self.config.image_token_id
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if pixel_values is None:
-            side = self.config.tower.image_size
+            side = self.config.pixels_side
             pixel_values = torch.zeros(0, 3, side, side, dtype=self.dtype, device=input_ids.device)
         if view_counts is None:
             view_counts = torch.ones(len(pixel_values), dtype=torch.long, device=input_ids.device)

@@ -20,6 +20,7 @@ from ..models.configuration import SightlineConfig, select_of, stock_strategy
 from ..models.connectors import resolve_options
 from ..models.hub import UNREADABLE, found, quiet, reason
 from ..models.modeling import SightlineForConditionalGeneration
+from ..models.scales import check_scales
 from ..models.towers import tower_spec
 
 ARCHITECTURES = Path(__file__).parents[1] / "recipes" / "architectures"
@@ -65,6 +66,7 @@ def fresh_config(parts: Model, vision: Any, language: Any) -> SightlineConfig:
         tie_word_embeddings=language.tie_word_embeddings,
         connector=parts.connector,
         vision_select=parts.vision_select,
+        vision_scales=check_scales(parts.vision_scales, parts.vision_select),
         **resolve_options(
             parts.connector,
             spec,

@@ -100,17 +100,17 @@ def attention(stack: Stack, rows: int, sequence: int) -> int:
 
 
 def vision_forward(shapes: Shapes, views: int) -> int:
-    """The whole tower: layers behind the one that is taken run too."""
-    stack = shapes.vision
-    layer = linear(views * shapes.tower_tokens, stack.weights) + attention(stack, views, shapes.tower_tokens)
-    return stack.layers * layer + linear(views * shapes.grid, shapes.patch_inputs * stack.width)
+    """The whole tower on every tile: layers behind the one that is taken run too."""
+    stack, tiles = shapes.vision, views * shapes.tiles
+    layer = linear(tiles * shapes.tower_tokens, stack.weights) + attention(stack, tiles, shapes.tower_tokens)
+    return stack.layers * layer + linear(tiles * shapes.grid, shapes.patch_inputs * stack.width)
 
 
 def vision_backward(shapes: Shapes, views: int) -> int:
     """A tower that trains: from the layer that is taken to the patches, which ask for no gradient of the pixels."""
-    stack = shapes.vision
-    layer = linear(views * shapes.tower_tokens, stack.weights) + attention(stack, views, shapes.tower_tokens)
-    return 2 * shapes.deepest * layer + linear(views * shapes.grid, shapes.patch_inputs * stack.width)
+    stack, tiles = shapes.vision, views * shapes.tiles
+    layer = linear(tiles * shapes.tower_tokens, stack.weights) + attention(stack, tiles, shapes.tower_tokens)
+    return 2 * shapes.deepest * layer + linear(tiles * shapes.grid, shapes.patch_inputs * stack.width)
 
 
 def connector_forward(shapes: Shapes, views: int) -> int:

@@ -131,9 +131,10 @@ def _readers(stack: Stack) -> int:
 def activations(shapes: Shapes, batch: Rows, setting: Setting, training: Training) -> int:
     """Bytes that autograd keeps after the forward pass of a micro-batch, its logits apart."""
     a, tokens = setting.compute, batch.rows * batch.sequence
-    total = 4 * batch.views * 3 * shapes.image_size**2
+    total = pixel_bytes(shapes, batch)
     if training.vision:
-        total += shapes.deepest * batch.views * shapes.tower_tokens * tower_layer(shapes.vision, setting)
+        in_tower = batch.views * shapes.tiles * shapes.tower_tokens
+        total += shapes.deepest * in_tower * tower_layer(shapes.vision, setting) + tile_bytes(shapes, batch)
     if training.connector or training.into_connector:
         for layer, count in zip(shapes.connector, shapes.connector_tokens, strict=True):
             total += a * batch.views * count * layer.inputs
@@ -149,6 +150,16 @@ def activations(shapes: Shapes, batch: Rows, setting: Setting, training: Trainin
     return total
 
 
+def pixel_bytes(shapes: Shapes, batch: Rows) -> int:
+    """Bytes of the images of a micro-batch, at the largest scale of the tower."""
+    return 4 * batch.views * 3 * (shapes.image_size * max(shapes.scales)) ** 2
+
+
+def tile_bytes(shapes: Shapes, batch: Rows) -> int:
+    """Bytes of the tiles that they are cut into; none where the tower sees them as they are."""
+    return 4 * batch.views * shapes.tiles * 3 * shapes.image_size**2 if shapes.tiles > 1 else 0
+
+
 def working(shapes: Shapes, batch: Rows, trained: Mapping[str, int], setting: Setting, training: Training) -> int:
     """What comes and goes within a step, at the largest of its moments."""
     scores = batch.supervised * shapes.vocabulary
@@ -162,13 +173,17 @@ def working(shapes: Shapes, batch: Rows, trained: Mapping[str, int], setting: Se
 
 
 def layer_backward(shapes: Shapes, batch: Rows, setting: Setting, training: Training) -> int:
-    """Inside one decoder layer's backward pass; or, if larger, all states of the tower in its forward one."""
+    """Inside one decoder layer's backward pass; or, if larger, all states of the tower in its forward one, with the
+    tiles that they are of, less what a frozen tower's forward pass finds not yet there: the activations behind it."""
     tokens, stack = batch.rows * batch.sequence, shapes.language
     layer = tokens * setting.compute * (2 * stack.hidden + 4 * stack.width)
     if training.checkpointing:
         layer += tokens * decoder_layer(shapes, setting, training)
-    states = (shapes.vision.layers + 1) * batch.views * shapes.tower_tokens * shapes.vision.width
-    return max(layer if training.through_decoder else 0, states * setting.compute)
+    states = (shapes.vision.layers + 1) * batch.views * shapes.tiles * shapes.tower_tokens * shapes.vision.width
+    forward = states * setting.compute + tile_bytes(shapes, batch)
+    if not training.vision:
+        forward -= activations(shapes, batch, setting, training) - pixel_bytes(shapes, batch)
+    return max(layer if training.through_decoder else 0, forward)
 
 
 def copies(shapes: Shapes, trained: Mapping[str, int], setting: Setting, training: Training) -> tuple[int, int, int]:

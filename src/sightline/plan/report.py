@@ -75,15 +75,19 @@ def _parts(stage: StagePlan) -> Table:
 
 def _lines(stage: StagePlan) -> list[str]:
     rows, per_step = stage.rows, stage.batch_size * stage.accumulate
-    origin = "counted" if rows.counted else "by the recipe"
+    origin = "counted" if rows.counted else "roughly, by the recipe" if rows.roughly else "by the recipe"
     step = stage.step
     vision = step.vision + step.vision_backward
     connector = step.connector + step.connector_backward
+    tiles = ""
+    if len(stage.scales) > 1:
+        squares = [scale**2 for scale in stage.scales]
+        tiles = f", of {' + '.join(map(str, squares))} = {sum(squares)} tiles of {stage.tile} pixels"
     return [
         f"{sum(rows.sizes):,} rows ({origin}); {stage.steps:,} steps of {stage.batch_size} x {stage.accumulate} = "
         f"{per_step:,} rows; {stage.samples:,} samples",
-        f"{stage.tokens_per_image:,} tokens for each image; a row: {rows.images:.3g} images, {rows.text:,.0f} text "
-        f"tokens ({rows.text_from}), {stage.sequence:,} in all",
+        f"{stage.tokens_per_image:,} tokens for each image{tiles}; a row: {rows.images:.3g} images, {rows.text:,.0f} "
+        f"text tokens ({rows.text_from}), {stage.sequence:,} in all",
         f"{flops(step.total)} a step, {flops(stage.flops)} in all: vision {flops(vision)}, "
         f"connector {flops(connector)}, decoder {flops(step.decoder)} forward, "
         f"{flops(step.decoder_backward + step.recomputed)} backward, head {flops(step.head + step.head_backward)}",

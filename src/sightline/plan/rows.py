@@ -28,6 +28,8 @@ class StageRows:
     weights: tuple[float, ...]
     counted: bool
     """Whether all of it was read; False where `data.rows` or an assumption stands for some of it."""
+    roughly: bool
+    """Whether some of those numbers are rough ones of the recipe (`about_rows`)."""
     images: float
     """Images of the mean row."""
     text: float
@@ -69,6 +71,7 @@ def stage_rows(stage: Stage, *, text_tokens: int | None = None) -> StageRows:
         sizes=sizes,
         weights=weights,
         counted=all(here),
+        roughly=any(data.rows is None and not there for data, there in zip(stage.data, here, strict=True)),
         images=_mean([images for _, images, _, _ in counted], shares),
         text=text,
         text_from=origin,
@@ -83,12 +86,13 @@ def _source(data: Data) -> tuple[int, float, float, bool]:
         assert isinstance(head, Head), "the rows of a source are a head of it"
         sizes, images = head.source.sizes[: len(head)], head.source.num_images[: len(head)]
         return len(head), float(np.mean(images)), float(np.mean(sizes)) / CHARACTERS, True
-    if data.rows is None:
+    rows = data.rows or data.about_rows
+    if rows is None:
         raise SightlineError(
             f"data file not found: {data.path}, so its rows cannot be counted. Add `rows: N` beside `path` in the "
-            "recipe, or put the file there."
+            "recipe, or `about_rows: N` for a rough number, or put the file there."
         )
-    rows = data.rows if data.limit is None else min(data.rows, data.limit)
+    rows = rows if data.limit is None else min(rows, data.limit)
     return rows, 1.0, float(CAPTION_TOKENS if data.template == "plain" else CONVERSATION_TOKENS), False
 
 

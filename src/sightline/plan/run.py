@@ -57,6 +57,10 @@ class StagePlan:
     parallel: str
     parts: tuple[Part, ...]
     tokens_per_image: int
+    scales: tuple[int, ...]
+    """Multiples of the tower's size at which it sees an image; a tile of that size for each part of each."""
+    tile: int
+    """Pixels along a side of what the tower sees at once."""
     rows: StageRows
     sequence: int
     """Tokens of the mean row."""
@@ -172,6 +176,8 @@ def plan_stage(
         parallel=recipe.parallel,
         parts=parts_of(stage, sizes, trained),
         tokens_per_image=sizes.tokens,
+        scales=sizes.scales,
+        tile=sizes.image_size,
         rows=rows,
         sequence=sequence,
         batch_size=stage.batch_size,

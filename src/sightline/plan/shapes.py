@@ -13,6 +13,7 @@ from ..config import LoRA
 from ..methods.base import Sizes
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.parts import named_parts
+from ..models.scales import num_tiles
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,15 @@ class Shapes:
     patch_inputs: int
     """Numbers in a patch of pixels."""
     image_size: int
+    """Of the tower."""
+    scales: tuple[int, ...]
+    """Multiples of that size at which the tower sees a view."""
+    tiles: int
+    """Images of that size that the tower sees of a view."""
     grid: int
-    """Patches of a view."""
+    """Patches of a tile."""
     tower_tokens: int
-    """Tokens of a view inside the tower: its patches and what stands before them."""
+    """Tokens of a tile inside the tower: its patches and what stands before them."""
     connector: tuple[Linear, ...]
     connector_tokens: tuple[int, ...]
     """How many vectors of a view each of the connector's linears sees."""
@@ -104,7 +110,7 @@ def shapes(model: SightlineForConditionalGeneration) -> Shapes:
     states = [layers] if isinstance(layers, int) else list(layers)
     tower_config: Any = config.vision_config
     count = tower_config.num_hidden_layers
-    views = len(methods.views(Image.new("RGB", (tower.image_size, tower.image_size))))
+    views = len(methods.views(Image.new("RGB", (config.pixels_side, config.pixels_side))))
     connector, connector_tokens = _connector(inner.multi_modal_projector, sizes)
     return Shapes(
         parameters=parameters,
@@ -112,6 +118,8 @@ def shapes(model: SightlineForConditionalGeneration) -> Shapes:
         deepest=max(state % (count + 1) for state in states),
         patch_inputs=3 * tower.patch_size**2,
         image_size=tower.image_size,
+        scales=tuple(config.vision_scales or (1,)),
+        tiles=num_tiles(config.vision_scales),
         grid=tower.num_patches("patch"),
         tower_tokens=tower.grid**2 + tower.prefix,
         connector=connector,

@@ -80,6 +80,7 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
         "attention": tower.config._attn_implementation,
         "layers": model.config.vision_feature_layer,
         "select": model.config.vision_select,
+        **({} if model.config.vision_scales is None else {"scales": model.config.vision_scales}),
         "preprocess": {k: v for k, v in pixels.items() if k not in NOT_THE_PIXELS and not k.startswith("_")},
         "precision": stage.precision,
         "views": views,

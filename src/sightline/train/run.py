@@ -138,6 +138,7 @@ def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
             pooled_grid=parts.pooled_grid,
             vision_layer=parts.vision_layer,
             vision_select=parts.vision_select,
+            vision_scales=parts.vision_scales,
             image_fit=parts.image_fit,
         )
     attach_methods(assembly, recipe.methods)

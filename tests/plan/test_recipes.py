@@ -1,0 +1,97 @@
+"""The shipped recipes: each is accepted by the dry run without a network, and those of SEA are its paper's rows."""
+
+import pytest
+
+from sightline.config import Recipe, dump, load_recipe, shipped_recipes
+from sightline.data.templates import get_template
+from sightline.methods.compose import METHODS
+from sightline.plan import plan
+from sightline.train.folder import differences, fixed
+
+CLIP, SIGLIP = "openai/clip-vit-large-patch14-336", "google/siglip-so400m-patch14-384"
+LANGUAGE = {
+    "gemma-2b": ("google/gemma-2b", "gemma"),
+    "phi-3-mini": ("microsoft/Phi-3-mini-4k-instruct", "phi-3"),
+    "llama-3-8b": ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3"),
+    "13b": ("lmsys/vicuna-13b-v1.5", "vicuna_v1"),
+    "7b": ("lmsys/vicuna-7b-v1.5", "vicuna_v1"),
+}
+TABLE_2 = ("1.5-7b", "gemma-2b", "phi-3-mini", "llama-3-8b", "1.5-13b", "siglip-7b", "s2-7b")
+TABLE_3 = ("tuned-tower-7b",)
+TABLE_1 = ("gemma-2b", "phi-3-mini", "vicuna-7b", "llama-3-8b", "vicuna-13b")
+ROWS = [
+    *(f"{sea}llava-{row}" for row in (*TABLE_2, *TABLE_3) for sea in ("", "sea-")),
+    *(f"sea-prime-{row}" for row in TABLE_1),
+]
+SEA = {"methods": [{"name": "sea"}], "trainable": ["connector", "sea"], "weights": {"sea/contrastive": 1.0}}
+
+
+def methods_are_here(recipe: Recipe) -> bool:
+    """Whether Sightline has every method of a shipped recipe already."""
+    return all(method["name"] in METHODS for method in recipe.methods)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_the_dry_run_accepts_it(name, tmp_path, monkeypatch):
+    """Where none of its data and weights are: sizes ship with Sightline, and rows are the recipe's."""
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(name)
+    if not methods_are_here(recipe):
+        pytest.skip(f"{name} has a method that Sightline does not have yet")
+    planned = plan(recipe, gpus=[8])
+    assert planned.recipe == recipe.name == name
+    for stage, part in zip(planned.stages, recipe.stages, strict=True):
+        assert stage.steps > 0 and not stage.rows.counted
+        trained = {row.name for row in stage.parts if row.trained}
+        assert trained == {of for of in part.trainable if of != "sea"} | (trained & {"sea"})
+        if "s2" in name:
+            assert (stage.scales, stage.tile, stage.tokens_per_image) == ((1, 2, 3), 336, 576)
+        elif name != "world":
+            assert (stage.scales, stage.tokens_per_image) == ((1,), 576 if stage.tile == 336 else 729)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_rows_of_the_sea_paper(name):
+    """Yin et al. 2024, section 5.1: LLaVA's hyperparameters, one epoch, AdamW, cosine; the tower tuned at 2e-6."""
+    recipe = load_recipe(name)
+    assert recipe.model is not None
+    pretrain, instruct = recipe.stages
+    language, template = LANGUAGE[next(size for size in LANGUAGE if name.endswith(size))]
+    prime, tuned = "prime" in name, "prime" in name or "tuned" in name
+    assert recipe.model.language == language
+    assert recipe.model.vision == (SIGLIP if prime or "siglip" in name else CLIP)
+    assert recipe.model.vision_scales == ([1, 2, 3] if "s2" in name else None)
+    assert [stage.data[0].template for stage in recipe.stages] == ["plain", template]
+    assert get_template(template)
+    for stage, lr, rows in ((pretrain, 1e-3, 256), (instruct, 2e-5, 128)):
+        assert (stage.lr, stage.batch_size * stage.accumulate, stage.epochs, stage.schedule) == (lr, rows, 1, "cosine")
+    assert recipe.methods == (SEA["methods"] if name.startswith("sea-") else [])
+    assert (pretrain.trainable, pretrain.lr_by_part) == (
+        SEA["trainable"] if name.startswith("sea-") else ["connector"],
+        {},
+    )
+    assert instruct.trainable == [*(["vision"] if tuned else []), "connector", "language"]
+    assert instruct.lr_by_part == ({"vision": 2e-6} if tuned else {})
+    assert "sea/contrastive" not in instruct.weights
+    rows = [(stage.data[0].rows, stage.data[0].about_rows) for stage in recipe.stages]
+    assert rows == ([(None, 2_500_000), (None, 7_000_000)] if prime else [(558_128, None), (665_298, None)])
+    assert all(stage.data[0].path.startswith("data/cambrian/") == prime for stage in recipe.stages)
+
+
+@pytest.mark.parametrize("row", [*TABLE_2, *TABLE_3])
+def test_a_row_with_sea_differs_by_sea_alone(row):
+    """Laid over its baseline, what SEA adds gives the row, key for key."""
+    baseline, with_sea = load_recipe(f"llava-{row}"), load_recipe(f"sea-llava-{row}")
+    pretrain = baseline.stages[0].model_copy(update={"trainable": SEA["trainable"], "weights": SEA["weights"]})
+    changes = {"name": with_sea.name, "methods": SEA["methods"], "stages": [pretrain, baseline.stages[1]]}
+    assert baseline.model_copy(update=changes) == with_sea
+
+
+def test_rough_numbers_are_the_dry_runs_alone(tmp_path):
+    """Another one does not make another run; nor does a key that a run was begun without."""
+    recipe = load_recipe("world")
+    other = load_recipe("world", ["stages.0.data.about_rows=7"])
+    assert fixed(recipe) == fixed(other) != fixed(load_recipe("world", ["model.vision_scales=[1, 2]"]))
+    begun = tmp_path / "recipe.yaml"
+    begun.write_text("\n".join(line for line in dump(other).splitlines() if "vision_scales" not in line))
+    assert differences(recipe, begun) == []
