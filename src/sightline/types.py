@@ -154,3 +154,5 @@ class Trace:
     visual: Float[Tensor, "sum_tokens d_llm"]
     embeds: Float[Tensor, "batch seq d_llm"]
     hidden: Float[Tensor, "batch seq d_llm"]
+    tower_states: Mapping[int, Tensor] = field(default_factory=dict)
+    """Hidden states of the tower that methods asked for, by index: [views, tokens, d_tower], all tokens kept."""

@@ -11,7 +11,6 @@ import yaml
 from safetensors.torch import load_file
 
 from sightline.annotate.drawing import Drawing, FromLabels, How
-from sightline.annotate.images import ImageJob
 from sightline.checkpoints import why_not_stock
 from sightline.config import Recipe, check
 from sightline.data.collate import collate
@@ -271,6 +270,57 @@ def test_labels_that_are_given(tiny_joint, tiny, pictures, tmp_path, words):
         train(made.model_copy(update={"out": str(tmp_path / "again")}), quiet=True)
 
 
+def test_live_labels_are_the_stored_ones(tiny_joint, tiny, pictures, tmp_path, words):
+    """From the trunk's own forward pass, with its own pixels: the same words wherever scores differ by 1e-5."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words, labels="live")
+    torch.manual_seed(0)
+    assembly = assemble(str(tiny_joint["clip"]), str(tiny["llama"]), methods=made.methods)
+    method, samples = assembly.model.model.methods["sea"], read_llava_json(pictures / "captions.json")
+    setting = Setting(made, 0, assembly, torch.device("cpu"), [samples])
+    method.begin(setting)
+    rows = Rows(samples, assembly.processor(get_template("plain")), seed=0, needed={})
+    batch = collate([rows[(0, row)] for row in range(0, 12, 2)], pad_id=rows.processor.pad_id)  # the square ones
+    with torch.no_grad():
+        trace, _ = assembly.model.model.trace(batch, use_cache=False)
+        ids, scores = method._live.labelling.best_of(trace.tower_states)
+        again = method.losses(trace, batch)[LOSS], method.losses(trace, batch)[LOSS]
+    assert torch.equal(*again), "without gradients the draw is always the same"
+    stored = recipe(tiny_joint, tiny, pictures, tmp_path, words)
+    other = build_methods(stored.methods, assembly.model.model.sizes)["sea"]
+    words_of = other.patch_words(Setting(stored, 0, assembly, torch.device("cpu"), [samples]))
+    words_of.compute()
+    labels = words_of.open()
+    for image, sample in enumerate(samples[row] for row in range(0, 12, 2)):
+        _, kept, kept_scores = labels(sample.images[0])
+        for place in range(16):
+            mine, gaps = scores[image, place], scores[image, place].diff().abs()
+            clear = (mine[1:-1] > 1e-3) & (gaps[:-1] > 1e-5) & (gaps[1:] > 1e-5)
+            for rank in (clear.nonzero().flatten() + 1).tolist():
+                assert kept[place, rank] == ids[image, place, rank]
+                assert kept_scores[place, rank] == pytest.approx(
+                    float(mine[rank]), abs=float(scores[image].max()) / 250
+                )
+    assert (scores > 1e-3).float().mean() > 0.2, "there is something to compare"
+
+
+def test_a_run_with_live_labels(tiny_joint, tiny, pictures, tmp_path, words):
+    runs = [train(recipe(tiny_joint, tiny, pictures, tmp_path / n, words, labels="live"), quiet=True) for n in "ab"]
+    one, two = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
+    losses = [[line.get("loss/sea/contrastive") for line in lines] for lines in (one, two)]
+    assert losses[0] == losses[1] and losses[0][0] > 0
+    assert not list((tmp_path / "a" / "annotations").glob("sea-*/*.safetensors"))
+
+
+def test_live_labels_need_the_models_own_frozen_tower(tiny_joint, tiny, pictures, tmp_path, words):
+    foreign = recipe(tiny_joint, tiny, pictures, tmp_path, words, labels="live", encoder=str(tiny_joint["siglip"]))
+    with pytest.raises(SightlineError, match="the encoder is another"):
+        train(foreign, quiet=True)
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words, labels="live")
+    stage = made.stages[0].model_copy(update={"trainable": ["vision", "connector"]})
+    with pytest.raises(SightlineError, match="trains the tower, and labels: live would change with it"):
+        train(made.model_copy(update={"stages": [stage]}), quiet=True)
+
+
 def test_an_unknown_method_and_a_method_that_no_stage_weighs(tiny_joint, tiny, pictures, tmp_path, words):
     made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
     with pytest.raises(SightlineError, match="has no method 'see'; did you mean 'sea'"):
@@ -295,9 +345,3 @@ def test_a_word_is_the_mean_of_its_tokens_inside_a_sentence(tiny_joint, tiny, pi
     ids = assembly.tokenizer(" red", add_special_tokens=False)["input_ids"]
     expected = assembly.model.get_input_embeddings().weight[torch.tensor(ids)].mean(0)
     torch.testing.assert_close(method.text(torch.tensor([0]))[0], expected)
-
-
-def test_jobs_name_their_stages():
-    job = ImageJob(work=None)  # pyright: ignore
-    job.add("one", [], skip=False)
-    assert job.title == "stage one"

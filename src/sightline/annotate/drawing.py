@@ -128,9 +128,7 @@ def windows(grid: int, window: int, partial: bool) -> Int[np.ndarray, "windows p
     """The places in each square window of a grid, in reading order; -1 beyond its edge."""
     count = -(-grid // window) if partial else grid // window
     if count == 0:
-        raise SightlineError(
-            f"no window of {window} fits into a grid of {grid}. Use a smaller one, or partial ones."
-        )
+        raise SightlineError(f"no window of {window} fits into a grid of {grid}. Use a smaller one, or partial ones.")
     steps = np.arange(count * window).reshape(count, window)
     rows, columns = steps[:, None, :, None], steps[None, :, None, :]
     places = np.where((rows < grid) & (columns < grid), rows * grid + columns, -1)

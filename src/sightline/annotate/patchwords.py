@@ -8,7 +8,7 @@ model's own tower sees the same part of the image, and its patches are laid on t
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -68,22 +68,25 @@ class PatchWords:
         Raises:
             SightlineError: for what stops it.
         """
-        labelling = Labelling(self, self.vocabulary)
-        setting, say = self.setting, self.setting.say
-        record = self._sign_record()
-        if self.sign == "auto" and not record.is_file():
-            signs = measure_signs(labelling, setting.sources, self.vocabulary, progress=True)
-            say(signs.told())
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_json(record, signs.record())
-        labelling.sign = self._sign()
+        labelling, setting = Labelling(self, self.vocabulary), self.setting
+        labelling.sign = self.settle_sign(labelling)
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "words.txt", "\n".join(self.vocabulary) + "\n")
         job = ImageJob(labelling)
         job.add(setting.stage.name, setting.sources, skip=setting.stage.bad_images == "skip")
-        run_images(folder, job, say)
+        run_images(folder, job, setting.say)
         return folder
+
+    def settle_sign(self, labelling: "Labelling") -> int:
+        """The sign of the cosine: measured on the stage's captions the first time, where it is to be, and kept."""
+        record = self._sign_record()
+        if self.sign == "auto" and not record.is_file():
+            signs = measure_signs(labelling, self.setting.sources, self.vocabulary, progress=True)
+            self.setting.say(signs.told())
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_json(record, signs.record())
+        return self._sign()
 
     def open(self) -> Labels | Drawn:
         """The labels of the stage's images, or what was drawn of them.
@@ -212,10 +215,14 @@ class Labelling(ImageWork):
     @torch.no_grad()
     def best(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The best words of each patch, [views, patches, top], and their cosines times the sign."""
-        patches = self.joint.patches(self.joint.states(pixels.to(self.device)))
-        patches = self.sign * on_grid(patches, self.grid)
+        return self.best_of(self.joint.states(pixels.to(self.device)))
+
+    @torch.no_grad()
+    def best_of(self, states: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same, from hidden states of the tower."""
+        patches = self.sign * on_grid(self.joint.patches(states), self.grid)
         found = self.table.top(patches.flatten(0, 1), self.words.top)
-        ids, scores = (part.unflatten(0, (len(pixels), -1)).cpu() for part in (found.ids, found.scores))
+        ids, scores = (part.unflatten(0, (len(patches), -1)).cpu() for part in (found.ids, found.scores))
         return ids, scores
 
 

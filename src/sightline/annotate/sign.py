@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -42,6 +42,7 @@ class Signs:
         }
 
 
+@runtime_checkable
 class Labeller(Protocol):
     """What labels images under a sign."""
 

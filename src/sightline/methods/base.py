@@ -83,6 +83,8 @@ class Needs:
     """More views of an image, beside the image itself, which is always the first view."""
     merges_views: bool = False
     """Whether its edit of `patches` leaves one view for each image (the placeholders are laid out for that)."""
+    tower_states: tuple[int, ...] = ()
+    """Hidden states of the tower that its losses read, beside those that the connector does, by their index."""
     pixels: bool = False
     """Whether it reads `batch.pixel_values`, which are empty where features of the tower are read from disk."""
     edits: tuple[Tap, ...] = ()

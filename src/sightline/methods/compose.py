@@ -76,6 +76,11 @@ class Methods(nn.ModuleDict):
         return tuple(spec for method in self.all for spec in method.needs.losses)
 
     @property
+    def tower_states(self) -> tuple[int, ...]:
+        """Hidden states of the tower that methods read."""
+        return tuple(sorted({layer for method in self.all for layer in method.needs.tower_states}))
+
+    @property
     def merges_views(self) -> bool:
         return any(method.needs.merges_views for method in self.all)
 

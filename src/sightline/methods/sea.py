@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..annotate.drawing import Drawing, FromLabels, How
 from ..annotate.given import GivenLabels
 from ..annotate.labels import Drawn
+from ..annotate.live import LiveLabels
 from ..annotate.patchwords import PatchWords
 from ..data.words import inside_a_sentence, word_list
 from ..errors import SightlineError
@@ -36,6 +37,7 @@ from .base import AlignmentMethod, Annotation, LossSpec, MethodConfig, Needs, Re
 
 DRAWN = "sea/drawn"
 LOSS = "sea/contrastive"
+LIVE = "live"
 PRESETS: dict[str, dict[str, Any]] = {"sea_paper": {"sign": -1, "temperature": 1.0}}
 """What the paper has and we do not by default: the cosine negated whatever the encoder; the temperature begins at 1,
 the only executable reading of its `tau = 0` beside `learnable`."""
@@ -47,8 +49,8 @@ class SEAConfig(MethodConfig):
     preset: Literal["sea_paper"] | None = None
     """`sea_paper` sets what the paper says where our defaults differ; options that are given stay."""
     labels: str = "encoder"
-    """`encoder`: what `sightline annotate --method sea` stores. Or a .jsonl file with the words of every patch, or a
-    folder of them (the small world's `truth`)."""
+    """`encoder`: what `sightline annotate --method sea` stores. `live`: made in each step, nothing stored. Or a .jsonl
+    file with the words of every patch, or a folder of them (the small world's `truth`)."""
     encoder: str | None = None
     """The CLIP or SigLIP that labels patches; by default the model's own tower, as the recipe names it."""
     extractor: Extractor = "last"
@@ -114,10 +116,16 @@ class SEA(AlignmentMethod):
         self._word_tokens = torch.zeros(0, 0, dtype=torch.long)
         self._embed: Sequence[Callable[[Tensor], Tensor]] = ()
         """The language model's input embeddings, in a tuple so that they do not become a submodule."""
+        self._live: LiveLabels | None = None
 
     @property
     def needs(self) -> Needs:
-        return Needs(losses=(LossSpec(LOSS, scope=self.config.scope, columns=(DRAWN,)),))
+        live = self.config.labels == LIVE
+        return Needs(
+            losses=(LossSpec(LOSS, scope=self.config.scope, columns=() if live else (DRAWN,)),),
+            pixels=live,
+            tower_states=self._live.layers if self._live is not None else (),
+        )
 
     def annotation(self, setting: Setting) -> Annotation:
         return SEAAnnotation(self.patch_words(setting), self.config)
@@ -144,21 +152,45 @@ class SEA(AlignmentMethod):
     def begin(self, setting: Setting) -> None:
         """Take hold of the language model's embeddings, and what each word is in its tokens."""
         if not setting.stage.weights.get(LOSS):
+            self._live = None
             return
         words = word_list(self.config.words)
         ids = inside_a_sentence(setting.assembly.tokenizer, words)
         longest = max(map(len, ids))
         self._word_tokens = torch.tensor([[*row, *[-1] * (longest - len(row))] for row in ids])
         self._embed = (setting.assembly.model.get_input_embeddings(),)
+        if self.config.labels == LIVE and self._live is None:
+            self._live = LiveLabels(self._checked_live(setting))
+
+    def _checked_live(self, setting: Setting) -> PatchWords:
+        words = self.patch_words(setting)
+        if not words.is_own or setting.assembly.model.config.vision_scales is not None:
+            raise SightlineError(
+                "labels: live come from what the model's own tower computes at its own size, and the encoder is "
+                "another, or the tower has several scales. Store them: labels=encoder, then sightline annotate"
+            )
+        if "vision" in setting.stage.trainable:
+            raise SightlineError(
+                f"stage '{setting.stage.name}' trains the tower, and labels: live would change with it. Store them: "
+                "labels=encoder, then sightline annotate"
+            )
+        return words
 
     def losses(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
-        drawn = drawn_of(batch)
+        drawn = drawn_of(batch) if self._live is None else self.live(trace, batch)
         x, words, priority = trace.visual[drawn[:, 0]], drawn[:, 1], drawn[:, 2]
         if self.config.scope == "gathered":
             x, words, priority = (gather_rows(rows, batch) for rows in (x, words, priority))
         kept = one_per_word(words, priority)
         scale = self.train_only["temperature"]()
         return {LOSS: symmetric_info_nce(x[kept], self.text(words[kept]), scale)}
+
+    def live(self, trace: Trace, batch: Batch) -> Int[Tensor, "drawn 3"]:
+        """What is drawn of labels made now: otherwise in each step of training, by its seed; always alike without
+        gradients."""
+        assert self._live is not None, "begin() makes it"
+        epoch = torch.initial_seed() % 2**31 if torch.is_grad_enabled() else 0
+        return in_batch(self._live.drawn(trace.tower_states, batch, epoch=epoch), batch)
 
     @torch.no_grad()
     def text(self, words: Int[Tensor, " words"]) -> Float[Tensor, "words d_llm"]:
@@ -214,13 +246,15 @@ def read(drawing: Drawing, sample: Sample, epoch: int) -> dict[str, Tensor]:
 
 def drawn_of(batch: Batch) -> Int[Tensor, "drawn 3"]:
     """What was drawn for a batch: rows of (place among all its visual tokens, word, priority)."""
-    first_image = batch.image_counts.cumsum(0) - batch.image_counts
+    first_image = (batch.image_counts.cumsum(0) - batch.image_counts).tolist()
+    rows = zip(first_image, batch.columns[DRAWN], strict=True)
+    return in_batch(torch.cat([drawn + drawn.new_tensor([first, 0, 0, 0]) for first, drawn in rows]), batch)
+
+
+def in_batch(drawn: Int[Tensor, "drawn 4"], batch: Batch) -> Int[Tensor, "drawn 3"]:
+    """Rows of (image of the batch, place in its grid, ...) with the place among all visual tokens instead."""
     starts = batch.visual_counts.cumsum(0) - batch.visual_counts
-    parts = []
-    for row, drawn in enumerate(batch.columns[DRAWN]):
-        place = starts[first_image[row] + drawn[:, 0]] + drawn[:, 1] if len(drawn) else drawn[:, 1]
-        parts.append(torch.stack([place, drawn[:, 2], drawn[:, 3]], dim=1))
-    return torch.cat(parts)
+    return torch.cat([(starts[drawn[:, 0]] + drawn[:, 1]).unsqueeze(1), drawn[:, 2:]], dim=1)
 
 
 def one_per_word(words: Int[Tensor, " drawn"], priority: Int[Tensor, " drawn"]) -> Int[Tensor, " kept"]:

@@ -66,7 +66,9 @@ class SightlineModel(LlavaModel):
         """The forward pass from pixels to hidden states, with everything it saw on its way. Where the batch brings what
         the tower gives, the tower is not run."""
         edit = self.methods.edit
-        patches = edit("patches", batch.patches if len(batch.patches) else self.encode(batch.pixel_values), batch)
+        states: dict[int, Tensor] = {}
+        patches = batch.patches if len(batch.patches) else self.encode(batch.pixel_values, states)
+        patches = edit("patches", patches, batch)
         visual = edit("visual", self.connect(patches), batch)
         embeds = edit("embeds", self.splice(batch, visual), batch)
         if packing:
@@ -74,12 +76,16 @@ class SightlineModel(LlavaModel):
         else:
             hidden, cache = self.decode(embeds, batch.attention_mask, past_key_values=past_key_values, **decoder)
         hidden = edit("hidden", hidden, batch)
-        return Trace(patches=patches, visual=visual, embeds=embeds, hidden=hidden), cache
+        return Trace(patches=patches, visual=visual, embeds=embeds, hidden=hidden, tower_states=states), cache
 
     def encode(
-        self, pixel_values: Float[Tensor, "sum_views 3 height width"]
+        self, pixel_values: Float[Tensor, "sum_views 3 height width"], kept: dict[int, Tensor] | None = None
     ) -> Float[Tensor, "sum_views patches d_vision"]:
-        """Patches of every view, from the layers, the tokens and the scales that the config selects."""
+        """Patches of every view, from the layers, the tokens and the scales that the config selects.
+
+        Args:
+            kept: where to put the hidden states that methods read.
+        """
         layers = self.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else list(layers)
         tower_trains = any(p.requires_grad for p in self.vision_tower.parameters())
@@ -90,7 +96,10 @@ class SightlineModel(LlavaModel):
         tower, scales = self.config.tower, self.config.vision_scales
         tiles = views if scales is None else to_tiles(views, scales, tower.image_size)
         with torch.set_grad_enabled(tower_trains and torch.is_grad_enabled()):
-            states = self.vision_tower(tiles, output_hidden_states=layers).hidden_states
+            also = self.methods.tower_states if kept is not None else ()
+            states = self.vision_tower(tiles, output_hidden_states=[*layers, *also]).hidden_states
+        if kept is not None:
+            kept.update({layer: states[layer][: len(pixel_values)] for layer in also})
         drop = tower.prefix if self.config.vision_select == "patch" else 0
         patches = torch.cat([states[layer][:, drop:] for layer in layers], dim=-1)
         return (patches if scales is None else from_tiles(patches, scales))[: len(pixel_values)]
