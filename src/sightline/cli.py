@@ -115,6 +115,9 @@ def annotate(
     ] = None,
     features: Annotated[bool, typer.Option("--features", help="What the frozen vision tower gives.")] = False,
     method: Annotated[str | None, typer.Option(help="What a method of the recipe annotates: sea.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Say and draw what the method annotated: scores, words used and not.")
+    ] = False,
 ) -> None:
     """Compute once what does not change while a recipe trains; `train` uses it by itself when it is there.
 
@@ -143,7 +146,7 @@ def annotate(
 
     try:
         folders = annotate_features(resolved) if features else []
-        folders += annotate_method(resolved, method) if method is not None else []
+        folders += annotate_method(resolved, method, report=report) if method is not None else []
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     for folder in folders:

@@ -1,6 +1,8 @@
 """SEA: what its loss sees, that it leaves the model alone, and whole runs through `annotate`."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
+from sightline.annotate import images
 from sightline.annotate.drawing import Drawing, FromLabels, How
+from sightline.annotate.labels import EMPTY, unpacked
 from sightline.checkpoints import why_not_stock
 from sightline.config import Recipe, check
 from sightline.data.collate import collate
 from sightline.data.dataset import Rows
 from sightline.data.features import image_key
 from sightline.data.sources import read_llava_json
+from sightline.data.store import Store
 from sightline.data.templates import get_template
 from sightline.data.words import ENGLISH_WORDS, english_words, inside_a_sentence
 from sightline.errors import SightlineError
@@ -196,6 +202,85 @@ def test_a_run_from_annotation_to_a_stock_model(tiny_joint, tiny, pictures, tmp_
     weights = load_file(run / "model" / "model.safetensors")
     assert not any("sea" in name for name in weights)
     assert yaml.safe_load((run / "model" / "config.json").read_text())["model_type"] == "llava"
+
+
+def test_a_report_of_labels_counts_them(tiny_joint, tiny, pictures, tmp_path, words):
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
+    folder, picture, text, numbers = annotate_method(made, "sea", report=True)
+    found = json.loads(numbers.read_text())
+    store = Store(folder)
+    labels = [unpacked(store.read(key)) for key in store.keys]
+    ids = np.concatenate([ids.flatten() for ids, _ in labels])
+    assert found["images"] == 6 and found["patches"] == 6 * 16, "of twelve pictures six are alike"
+    assert found["uses"] == {word: n for i, word in enumerate(WORDS) if (n := int((ids == i).sum()))}
+    assert sum(found["histogram of scores"]) == sum(found["uses"].values())
+    empty = sum(int((scores <= 0).all(axis=1).sum()) for _, scores in labels)
+    assert found["patches without a label"] == empty and f"patches without a label: {empty:,}" in text.read_text()
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    drawn = recipe(tiny_joint, tiny, pictures, tmp_path, words, drawn_epochs=1)
+    with pytest.raises(SightlineError, match="keeps what was drawn of labels, not their scores"):
+        annotate_method(drawn, "sea", report=True)
+
+
+def test_padding_has_no_labels(tiny_joint, tiny, pictures, tmp_path, words):
+    """Of a strip of 32 x 8, padded to a square, the first and the last row of patches are padding."""
+    folder = tmp_path / "strip"
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (32, 8), "red").save(folder / "images" / "0.png")
+    row = {"id": "0", "image": "0.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}]}
+    row["conversations"].append({"from": "gpt", "value": "red"})
+    (folder / "captions.json").write_text(json.dumps([row]))
+    made = recipe(tiny_joint, tiny, folder, tmp_path, words, sign=1)
+    (stored,) = annotate_method(made, "sea")
+    ids, scores = unpacked(Store(stored).read(image_key(folder / "images" / "0.png")))
+    empty = (ids == EMPTY).all(axis=1).reshape(4, 4).all(axis=1)
+    assert empty[[0, 3]].all() and (scores.reshape(4, -1)[[0, 3]] == 0).all()
+    assert not empty[1:3].all()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
+
+
+def test_killed_between_shards_the_store_ends_the_same(tiny_joint, tiny, pictures, tmp_path, words, monkeypatch):
+    """SIGKILL as the second of three shards is written: the first stays, the end is the same bytes."""
+    monkeypatch.setattr(images, "SHARD_ROWS", 2)
+    (whole,) = annotate_method(recipe(tiny_joint, tiny, pictures, tmp_path / "whole", words), "sea")
+    made = recipe(tiny_joint, tiny, pictures, tmp_path / "killed", words)
+    pid = os.fork()
+    if pid == 0:
+        write, count = Store.write, [0]
+
+        def dying(self, shard, values):
+            count[0] += 1
+            if count[0] == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(self, shard, values)
+
+        Store.write = dying
+        annotate_method(made, "sea")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    folder = Path(made.annotations) / whole.name
+    first = {path: path.stat().st_ino for path in folder.glob("*-00000.*")}
+    assert len(first) == 1 and len(contents(folder)) == 2, "an index and a shard"
+    annotate_method(made, "sea")
+    assert contents(folder) == contents(whole) and len(contents(whole)) == 4
+    assert all(path.stat().st_ino == inode for path, inode in first.items())
+
+
+def test_two_processes_share_the_work(tiny_joint, tiny, pictures, tmp_path, words, monkeypatch):
+    """One after the other, as torchrun's ranks would side by side: the bytes of one process."""
+    monkeypatch.setattr(images, "SHARD_ROWS", 2)
+    (whole,) = annotate_method(recipe(tiny_joint, tiny, pictures, tmp_path / "whole", words), "sea")
+    made = recipe(tiny_joint, tiny, pictures, tmp_path / "two", words)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        (folder,) = annotate_method(made, "sea")
+        if rank == "0":
+            assert len(list(folder.glob("*-0000*"))) == 2, "the first and the third shard"
+    assert contents(folder) == contents(whole)
 
 
 def test_what_is_drawn_beforehand_trains_the_same(tiny_joint, tiny, pictures, tmp_path, words):

@@ -85,6 +85,12 @@ class Store:
         """How many keys have values."""
         return len(self._keys)
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys that have values, shard by shard, in the order of their index."""
+        there = (shard for shard, file in zip(self.shards, self._files, strict=True) if file is not None)
+        return [key for shard in there for key in shard.keys]
+
     def another(self, key: str) -> str:
         """The key that stands half of all keys away from this one, in their order.
 

@@ -126,6 +126,10 @@ class Annotation(ABC):
             SightlineError: for what stops it.
         """
 
+    def report(self) -> tuple[str, list[Path]]:
+        """What was computed, in words, and files that show it; nothing by default."""
+        return "", []
+
     @abstractmethod
     def reader(self) -> Reader:
         """What reads it in training.

@@ -27,6 +27,7 @@ from ..annotate.given import GivenLabels
 from ..annotate.labels import Drawn
 from ..annotate.live import LiveLabels
 from ..annotate.patchwords import PatchWords
+from ..annotate.report import measure_labels, write_report
 from ..data.words import inside_a_sentence, word_list
 from ..errors import SightlineError
 from ..models.joint import Extractor
@@ -227,6 +228,10 @@ class SEAAnnotation(Annotation):
                 f"the labels are given (labels: {self.config.labels}), so there is nothing to compute. Train."
             )
         return self.words.compute()
+
+    def report(self) -> tuple[str, list[Path]]:
+        found = measure_labels(self.words.folder)
+        return found.told(), write_report(found, self.words.folder)
 
     def reader(self) -> Reader:
         how, shuffled = self.words.how, self.config.control == "shuffled"

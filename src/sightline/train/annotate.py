@@ -50,11 +50,14 @@ def annotate_features(recipe: Recipe, *, console: Console | None = None) -> list
     return list(jobs)
 
 
-def annotate_method(recipe: Recipe, name: str, *, console: Console | None = None) -> list[Path]:
+def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console: Console | None = None) -> list[Path]:
     """Compute what is missing of a method's annotations, for the stages that read them.
 
+    Args:
+        report: say and show what was computed, too.
+
     Returns:
-        The folders in which all of it is, or will be once the other processes are done.
+        The folders in which all of it is, or will be once the other processes are done; and the files of the report.
 
     Raises:
         SightlineError: if the recipe has no such method, or no stage reads what it annotates; and for what stops it.
@@ -79,6 +82,10 @@ def annotate_method(recipe: Recipe, name: str, *, console: Console | None = None
         annotation = method.annotation(Setting(recipe, number, assembly, device, sources, say))
         if annotation is not None and (folder := annotation.compute()) not in folders:
             folders.append(folder)
+            if report:
+                text, files = annotation.report()
+                say(text)
+                folders += files
     if not folders:
         raise SightlineError(
             f"no stage of this recipe reads what '{name}' annotates, so there is nothing to compute. Weigh its loss in "
