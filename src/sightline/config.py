@@ -188,7 +188,8 @@ class Stage(Record):
     non_finite: Literal["raise", "skip"] = "raise"
     """What becomes of a step whose loss or gradient is not finite: `skip` leaves the model as it is, and counts it."""
     weights: dict[str, float] = {}
-    """Weights of losses by name. A kind of token named here gets a mean of its own; the others share one."""
+    """Weights of losses by name. A method's loss counts in the stages that name it. A kind of token named here gets a
+    mean of its own; the others share one."""
     validate_every: Positive | None = None
     """Steps between validations, the first before any step; by default ten in a stage."""
     save_every: Positive | None = None

@@ -186,7 +186,7 @@ def test_a_missing_column_names_the_command(tiny, pictures):
     report = examined(recipe, model=True)
     found = next(group for group in report.ledger if group.check == "parts/columns").first[0]
     assert "toy/level" in found.message
-    assert "annotate()" in found.fix
+    assert "with the column in memory" in found.fix
     assert "needs column" in report.overfit[0].reason
 
 

@@ -12,9 +12,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..config import Recipe, load_recipe
+from ..config import Recipe, Stage, load_recipe
 from ..data.templates import get_template
 from ..errors import SightlineError
+from ..methods.base import AlignmentMethod
 from ..models.assemble import Assembly
 from ..train.processes import pick_device
 from ..types import Sample
@@ -221,10 +222,20 @@ class _Examination:
             self.assemblies[stage.name] = assembly
             self.report.parts.append(parts)
             self.report.add(*models.odd_rates(stage, parts))
-            for column, method in assembly.model.model.methods.columns(stage.weights).items():
-                message = f"method '{method}' needs column '{column}', which is not there."
+            self._columns(stage, assembly, where)
+
+    def _columns(self, stage: Stage, assembly: Assembly, where: str) -> None:
+        """What methods annotate; whether it is there is known when they open it, which takes weights."""
+        methods = assembly.model.model.methods
+        annotate = {method.name for method in methods.all if type(method).annotation is not AlignmentMethod.annotation}
+        for column, name in methods.columns(stage.weights).items():
+            message = f"method '{name}' needs column '{column}'"
+            if name in annotate:
+                fix = f"Nothing, if this was run: sightline annotate RECIPE --method {name}"
+                self.report.add(Finding("note", "parts/columns", where, f"{message}, which it annotates.", fix))
+            else:
                 fix = "Train from Python, with the column in memory: train(recipe, columns=...)."
-                self.report.add(Finding("error", "parts/columns", where, message, fix))
+                self.report.add(Finding("error", "parts/columns", where, f"{message}, which is not there.", fix))
 
     def _tokens(self, tick: Any) -> None:
         left: Counter[tuple[str, str]] = Counter()
