@@ -1,10 +1,15 @@
 """The whole diagnosis: every part that the data allows, the others named; and models whose alignment is known."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+import typer
+from click.testing import Result
+from rich.console import Console
+from typer.testing import CliRunner
 
 from sightline.diagnostics import Part
 from sightline.diagnostics.altered import (
@@ -14,11 +19,12 @@ from sightline.diagnostics.altered import (
     with_connector,
     with_normalisation,
 )
+from sightline.diagnostics.cli import diagnose as diagnose_command
 from sightline.diagnostics.diagnose import Diagnosis, diagnose, flat
-from sightline.diagnostics.material import Material, read_captions, read_world
+from sightline.diagnostics.material import Material, read_captions, read_world, take
 from sightline.diagnostics.subject import Subject
 from sightline.diagnostics.tables import LINES, tables
-from sightline.errors import SightlineError
+from sightline.errors import ImageError, SightlineError
 from sightline.evaluation.metrics import Estimate
 
 
@@ -54,13 +60,27 @@ def test_layers_stand_under_their_numbers(tiny_subject: Subject, material: Mater
     """Attention has no layer 0, whatever else is measured."""
     parts = ("geometry", "attention")
     both = diagnose(tiny_subject, material, name="tiny", parts=parts, questions=8, progress=False)
-    (alone,) = (
-        [column.header for column in table.columns if next(iter(column.cells), "") == ""]
-        for table in tables(
-            Diagnosis("tiny", "", {k: v for k, v in both.scores.items() if k.startswith("attention/mass")}, {}), {}
-        )
+    *_, together = tables(both, {})
+    (alone,) = tables(
+        Diagnosis("tiny", "", {k: v for k, v in both.scores.items() if k.startswith("attention/mass")}, {}), {}
     )
-    assert alone == ["0"]
+    assert [list(table.columns[0].cells) for table in (together, alone)] == [["0", "1", "2", "3"], ["1", "2", "3"]]
+    attention = f"{both.scores['attention/mass/0'].value:.3f}"
+    assert list(together.columns[-1].cells)[:2] == ["", attention] and next(iter(alone.columns[1].cells)) == attention
+
+
+def test_a_terminal_shows_the_layers_of_a_large_language_model():
+    scores = {
+        f"geometry/{of}/{layer}": Estimate(0.125, 0.0, 1.0, 9)
+        for of in ("alignment", "matching")
+        for layer in range(41)
+    }
+    scores |= {f"attention/mass/{layer}": Estimate(0.375, 0.0, 1.0, 9) for layer in range(40)}
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in tables(Diagnosis("large", "", scores, {}), {}):
+        console.print(table)
+    shown = console.export_text()
+    assert "…" not in shown and shown.count("0.125") == 82 and shown.count("0.375") == 40
 
 
 def test_what_captions_alone_do_not_allow_is_said(tiny_subject: Subject, world: Path):
@@ -75,6 +95,70 @@ def test_every_number_of_a_result_has_a_path():
     estimate = Estimate(0.5, 0.4, 0.6, 10)
     found = dict(flat({"a": [estimate, None], "b": {"c": 2}}, "x"))
     assert found == {"x/a/0": estimate, "x/b/c": Estimate(2.0, 2.0, 2.0, 1)}
+
+
+def test_a_bound_that_there_is_not_is_no_number_in_the_file(tmp_path: Path):
+    """JSON has no infinity: other readers than Python's refuse one."""
+    Diagnosis("tiny", "few", {"rank": Estimate(3.0, 0.0, float("inf"), 2)}, {}).write(tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
+    assert written["scores"]["rank"] == {"value": 3.0, "low": 0.0, "high": None, "n": 2}
+
+
+def test_a_draw_takes_no_kind_of_question_for_another():
+    """Four kinds in turn, of which every fourth question would show one."""
+    drawn = take(list(range(400)), 100)
+    assert drawn == sorted(set(drawn)) and len(drawn) == 100
+    assert all(15 <= sum(number % 4 == kind for number in drawn) <= 35 for kind in range(4))
+    assert take([3, 1], 2) == [3, 1]
+
+
+def captions(folder: Path, *rows: tuple[str, str | None]) -> Path:
+    """A LLaVA JSON of images and what is said of them."""
+    turns = [[{"from": "human", "value": "<image>"}, {"from": "gpt", "value": said}] for _, said in rows]
+    listed = [{"image": image, "conversations": talk} for (image, _), talk in zip(rows, turns, strict=True)]
+    (folder / "captions.json").write_text(json.dumps(listed))
+    return folder / "captions.json"
+
+
+def test_an_image_counts_once_and_a_caption_is_text(tmp_path: Path):
+    file = captions(tmp_path, ("0.png", "a ball"), ("0.png", "a box"), ("1.png", None), ("2.png", "a cat"))
+    found = read_captions(file, tmp_path)
+    assert [case.caption for case in found.cases] == ["a ball", "a cat"]
+
+
+def test_the_image_without_a_caption_is_named(tiny_subject: Subject, world: Path, tmp_path: Path):
+    file = captions(tmp_path, ("validation/000000.png", "a ball"), ("validation/000001.png", " "))
+    material = read_captions(file, world / "images")
+    found = diagnose(tiny_subject, material, name="tiny", parts=("geometry",), progress=False)
+    assert "image '1' of captions.json has no caption" in found.missing["geometry"]
+
+
+app = typer.Typer()
+app.command()(diagnose_command)
+
+
+def asked(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"])
+
+
+def test_the_images_of_captions_are_found_where_training_finds_them(louder: Path, world: Path):
+    done = asked(louder, "--data", world / "validation.captions.json", "--most", 2, "--only", "words")
+    assert done.exit_code == 0 and "TACS" in done.output, done.output
+
+
+def test_a_part_asked_for_by_name_and_not_measured_is_a_failure(louder: Path, world: Path):
+    given = (louder, "--data", world / "validation.captions.json", "--most", 2)
+    done = asked(*given, "--only", "words", "--only", "probe")
+    assert done.exit_code == 1 and "probe was not measured" in done.output and "TACS" in done.output
+    assert asked(louder, "--data", world, "--only", "kept", "--untouched", "none").exit_code == 1
+
+
+def test_an_image_that_is_not_there_is_an_error_and_no_lack(louder: Path, tmp_path: Path):
+    file = captions(tmp_path, ("0.png", "a ball"), ("1.png", "a box"))
+    error = asked(louder, "--data", file).exception
+    assert isinstance(error, ImageError) and "image not found" in str(error)
+    error = asked(louder, "--data", tmp_path / "none").exception
+    assert isinstance(error, SightlineError) and "Give a world folder, or captions" in str(error)
 
 
 @pytest.mark.parametrize("rows", [[1, {"conversations": {"a": 1}}], [{"image": "a.png", "conversations": [1, 2]}], {}])

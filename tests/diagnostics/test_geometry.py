@@ -21,6 +21,8 @@ from sightline.diagnostics.geometry import (
     rank_interval,
     unit,
 )
+from sightline.diagnostics.material import Material
+from sightline.errors import SightlineError
 
 
 def gaussian(*shape: int, seed: int = 0, mean: float | torch.Tensor = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -90,6 +92,8 @@ def test_the_interval_of_a_rank_holds_its_value():
     rank = rank_interval(list(gaussian(60, 5, 12)))
     assert rank.low < rank.value < rank.high
     assert 11 < rank.value < 12
+    few = rank_interval(list(gaussian(3, 2, 12)))
+    assert (few.low, few.high) == (0.0, 5.0) and few.value < 5
 
 
 def test_alignment_by_hand():
@@ -121,6 +125,11 @@ def test_a_model_is_measured(tiny_subject, material):
     assert found.visual_norm.value == pytest.approx(float(visual.norm(dim=1).mean()), rel=1e-4)
     again = measure_geometry(subject, material, batch_size=3, progress=False)
     np.testing.assert_allclose([e.value for e in again.alignment], [e.value for e in found.alignment], atol=1e-4)
+
+
+def test_one_image_has_no_others(tiny_subject, material):
+    with pytest.raises(SightlineError, match="alone has 1 image, and images are compared with others"):
+        measure_geometry(tiny_subject, Material("alone", material.cases[:1], words=("red",)), progress=False)
 
 
 def test_captions_are_seen_without_their_image(tiny_subject, material):

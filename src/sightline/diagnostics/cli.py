@@ -17,7 +17,8 @@ def diagnose(
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Where the images of a JSON are.", show_default="beside it")
+        Path | None,
+        typer.Option(help="Where the images of a JSON are.", show_default="images beside it, else its folder"),
     ] = None,
     split: Annotated[Literal["validation", "test", "novel"], typer.Option(help="Of a world folder.")] = "validation",
     most: Annotated[int, typer.Option(min=2, help="Images to look at.")] = 200,
@@ -43,12 +44,15 @@ def diagnose(
     - *kept*: what the language model still knows
 
     Each score comes with its 95% interval and, for the small world, beside those of models known to be good, untrained
-    and broken. What the data does not allow is said. Example: `sightline diagnose runs/world --data data/world`
+    and broken. What the data does not allow is said; the exit status is 1 if that was asked for by name.
+
+    Example: `sightline diagnose runs/world --data data/world`
     """
     import tempfile
 
     from rich.console import Console
 
+    from ..data.images import image_folder
     from ..train.processes import pick_device
     from .diagnose import diagnose as measure
     from .diagnose import references
@@ -69,7 +73,7 @@ def diagnose(
         if data.is_dir():
             material = read_world(data, split=split, most=most)
         else:
-            material = read_captions(data, images or data.parent, most=most)
+            material = read_captions(data, image_folder(data, images), most=most)
         parts = [part for part in Part if part in (only or Part)]
         diagnosis = measure(subject, material, name=model, parts=parts, untouched=untouched)
     for table in tables(diagnosis, references()):
@@ -79,3 +83,6 @@ def diagnose(
     if out:
         diagnosis.write(out)
         typer.echo(f"all {len(diagnosis.scores)} numbers in {out}")
+    wanted = {*(only or ()), *([Part.kept] if untouched and Part.kept in parts else ())}
+    if not diagnosis.scores or wanted & diagnosis.missing.keys():
+        raise typer.Exit(1)

@@ -2,12 +2,13 @@
 scores."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SightlineError, did_you_mean
+from ..errors import ImageError, SightlineError, did_you_mean
 from ..evaluation.metrics import Estimate
 from ..files import write_json
 from . import Part
@@ -36,8 +37,11 @@ class Diagnosis:
     """Why a part was not measured."""
 
     def write(self, out: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        scores = {name: asdict(estimate) for name, estimate in self.scores.items()}
+        """Write it as JSON, whole or not at all; a bound that there is not is null."""
+        scores = {
+            name: {key: number if math.isfinite(number) else None for key, number in asdict(estimate).items()}
+            for name, estimate in self.scores.items()
+        }
         about = {"model": self.model, "material": self.material, "missing": dict(self.missing)}
         write_json(out, about | {"scores": scores})
 
@@ -59,10 +63,11 @@ def diagnose(
         name: what the model is called in the result.
         parts: names of `Part`.
         untouched: the language model before any alignment, for `kept`.
-        questions: most questions to ask for each part but `cause`, which needs those about one item; spread over all.
+        questions: most questions to ask for each part but `cause`, which needs those about one item; drawn
+            from all with a fixed seed.
 
     Raises:
-        SightlineError: for a part that there is not.
+        SightlineError: for a part that there is not, or an image that cannot be read.
     """
     if strange := [part for part in parts if part not in list(Part)]:
         near = did_you_mean(strange[0], list(Part)) or "."
@@ -74,7 +79,7 @@ def diagnose(
             lambda: measure_words(subject, material, progress=progress),
         ),
         Part.geometry: (
-            "" if all(case.caption.strip() for case in material.cases) else "no captions",
+            "" if any(case.caption.strip() for case in material.cases) else "no captions",
             lambda: measure_geometry(subject, material, progress=progress),
         ),
         Part.sight: (
@@ -83,7 +88,7 @@ def diagnose(
         ),
         Part.attention: (
             "" if asked else "no questions about images",
-            lambda: measure_attention(subject, take(asked, 100), progress=progress),
+            lambda: measure_attention(subject, take(material.questions, 100), progress=progress),
         ),
         Part.cause: (
             "" if material.asked else "no questions whose item is known",
@@ -109,6 +114,8 @@ def diagnose(
             continue
         try:
             scores |= dict(flat(measure(), part))
+        except ImageError:
+            raise
         except SightlineError as error:
             missing[part] = str(error)
     return Diagnosis(name, material.name, scores, missing)

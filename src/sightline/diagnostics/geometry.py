@@ -61,8 +61,12 @@ def measure_geometry(subject: Subject, material: Material, *, batch_size: int = 
     """All of this module for a model. Words are `material.words`; layers are seen on the images and their captions.
 
     Raises:
-        SightlineError: if an image has no caption.
+        SightlineError: if an image has no caption, or there is but one.
     """
+    if len(material.cases) < 2:
+        raise SightlineError(
+            f"{material.name} has {len(material.cases)} image, and images are compared with others. Give two or more."
+        )
     if silent := [case.id for case in material.cases if not case.caption.strip()]:
         raise SightlineError(
             f"image '{silent[0]}' of {material.name} has no caption, and the alignment of images with text is measured "
@@ -162,9 +166,10 @@ def rank_interval(visual: Sequence[Tokens]) -> Estimate:
     """
     draw, each = torch.Generator().manual_seed(0), max(1, MOST_TOKENS // len(visual))
     visual = [tokens[torch.randperm(len(tokens), generator=draw)[:each]] for tokens in visual]
-    value = effective_rank(torch.cat(visual))
-    if len(visual) < 2 * GROUPS:
-        return Estimate(value, 0.0, math.inf, len(visual))
+    tokens = torch.cat(visual)
+    value = effective_rank(tokens)
+    if len(visual) < 2 * GROUPS:  # all that is known is what no matrix of that shape exceeds
+        return Estimate(value, 0.0, float(min(len(tokens) - 1, tokens.shape[1])), len(visual))
     without = [
         effective_rank(torch.cat([tokens for i, tokens in enumerate(visual) if i % GROUPS != group]))
         for group in range(GROUPS)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,21 +161,27 @@ def find_case(folder: Path, image: Path) -> Case:
 def read_captions(path: Path, images_root: Path, *, most: int = 300) -> Material:
     """The material of a LLaVA JSON: images with their captions, without truth; the words are those of the captions.
 
+    Of several rows on an image the first counts: intervals take images for independent.
+
     Raises:
         SightlineError: if the file cannot be read, or no row has one image and an answer.
     """
     try:
         rows = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise SightlineError(f"cannot read '{path}': {error}. Give a LLaVA JSON: a list of rows.") from None
-    cases = []
+        raise SightlineError(
+            f"cannot read '{path}': {error}. Give a world folder, or captions in LLaVA's JSON: a list of rows."
+        ) from None
+    cases, taken = [], set()
     for number, row in enumerate(rows if isinstance(rows, list) else []):
         turns = row.get("conversations") if isinstance(row, Mapping) else None
         turns = [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
         image = row.get("image") if turns else None
-        if isinstance(image, str) and len(turns) > 1 and IMAGE in str(turns[0]):
+        said = turns[1] if len(turns) > 1 and IMAGE in str(turns[0]) else None
+        if isinstance(image, str) and image not in taken and isinstance(said, str):
+            taken.add(image)
             where = resolve_image(images_root, image, f"{path.name} row {number}")
-            cases.append(Case(str(row.get("id", number)), where, str(turns[1])))
+            cases.append(Case(str(row.get("id", number)), where, said))
         if len(cases) == most:
             break
     if not cases:
@@ -211,7 +218,10 @@ def _asked(question: Question, scene: Mapping[str, Any], groups: Mapping[str, Se
 
 
 def take(items: Sequence[Any], most: int) -> list[Any]:
-    """`most` of the items, spread evenly over all of them."""
+    """`most` of the items, drawn at random with a fixed seed, in their order.
+
+    Not every n-th: each picture is asked the same kinds of question in turn, and a step would favour some.
+    """
     if len(items) <= most:
         return list(items)
-    return [items[i * len(items) // most] for i in range(most)]
+    return [items[number] for number in sorted(random.Random(0).sample(range(len(items)), most))]

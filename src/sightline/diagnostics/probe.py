@@ -1,8 +1,8 @@
 """Linear recovery: how much of the truth can be read from visual tokens by the simplest reader there is.
 
-A linear probe (Alain and Bengio 2017) is fitted on the tokens of some images and asked about those of others. Beside it
-stand the same probe on the tower's own patches, which says what the connector loses, and a probe that was fitted on
-shuffled labels, which says what there is to be had without reading (Hewitt and Liang 2019).
+A linear probe (Alain and Bengio 2017) is fitted on the tokens of half of the images, drawn at random, and asked about
+those of the others. Beside it stand the same probe on the tower's own patches, which says what the connector loses, and
+a probe that was fitted on shuffled labels, which says what there is to be had without reading (Hewitt and Liang 2019).
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,8 @@ class Recovery:
 def measure_probe(
     subject: Subject, material: Material, *, batch_size: int = 32, seed: int = 0, progress: bool = True
 ) -> dict[str, Recovery]:
-    """What linear probes read of each attribute in `material.groups`, fitted on every second image, asked on others.
+    """What linear probes read of each attribute in `material.groups`, fitted on a random half of the images and
+    asked about the others.
 
     Attributes of which fewer than two words are seen, or that no token is asked about, are not in the result.
 
@@ -66,6 +67,10 @@ def measure_probe(
             "can be read from them. Use a world folder, and a model that sees whole images, with visual tokens in a "
             "grid that divides the patches of its `truth/`."
         )
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(visual), generator=draw).tolist()  # the small world goes through its scenes in turn
+    visual = [visual[number] for number in order]
+    patches = [patches[number] for number in order] if patches is not None else None
     found = {}
     for name, words in material.groups.items():
         from_visual = _read(name, words, visual, seed)

@@ -78,14 +78,14 @@ def tables(diagnosis: Diagnosis, known: Mapping[str, Mapping[str, Mapping[str, f
             table.add_row(label, *_numbers(diagnosis.scores[name]), *bands)
         if rows:
             yield table
-    deep = [(label, [""] * first, _by_layer(diagnosis.scores, path)) for path, label, first in LAYERS]
-    deep = [(label, [*before, *(f"{score.value:.3f}" for score in found)]) for label, before, found in deep if found]
-    if deep:
-        table = Table("", title="by layer, 0 is the input", title_justify="left", box=None, pad_edge=False)
-        for layer in range(max(len(cells) for _, cells in deep)):
-            table.add_column(str(layer), justify="right")
-        for label, cells in deep:
-            table.add_row(label, *cells)
+    deep = [(label, first, _by_layer(diagnosis.scores, path)) for path, label, first in LAYERS]
+    deep = [(label, dict(enumerate(found, first))) for label, first, found in deep if found]
+    if deep:  # a layer is a row: a language model of 32 would not fit as columns
+        table = Table("layer", title="by layer, 0 is the input", title_justify="left", box=None, pad_edge=False)
+        for label, _ in deep:
+            table.add_column(label, justify="right")
+        for layer in sorted({layer for _, found in deep for layer in found}):
+            table.add_row(str(layer), *(f"{found[layer].value:.3f}" if layer in found else "" for _, found in deep))
         yield table
 
 
