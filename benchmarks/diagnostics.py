@@ -90,7 +90,7 @@ def train(folder: Path, seed: int) -> None:
 def kinds(folder: Path, seed: int, material: Material) -> Iterator[tuple[str, Subject]]:
     """Every kind of model, one at a time."""
     trained, other = Subject(folder / f"trained{seed}"), Subject(folder / f"other{seed}")
-    first = Subject(stage_model(folder / f"trained{seed}"))
+    first = Subject(stage_model(folder / f"trained{seed}"), template=trained.assistant.template)
     untrained = reset_connector(first, seed)
     yield "true words", TrueWords(untrained, material)
     yield "trained", trained

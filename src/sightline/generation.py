@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 from .checkpoints.model import check_loading, load_model, model_folder, read_config
 from .data.collate import collate
 from .data.images import to_rgb
-from .data.templates import IMAGE, get_template
+from .data.templates import IMAGE, get_template, to_jinja
 from .errors import SightlineError
 from .models.hub import found, load_weights, quiet
 from .types import Turn
@@ -21,30 +21,39 @@ class Assistant:
     """A model ready to answer, greedily: the same question gives the same answer, alone or in a batch."""
 
     def __init__(
-        self, path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        template: str | None = None,
     ) -> None:
         """
         Args:
             path: a model folder or a hub id.
             dtype: of its weights; fp32 is exact, bfloat16 takes half the memory.
+            template: how questions become text; by default as the checkpoint says.
 
         Raises:
-            SightlineError: if there is no such model, its weights do not fit, or it has no chat template.
+            SightlineError: if there is no such model or template, its weights do not fit, or it has no chat template.
         """
         path = model_folder(path)
         config = read_config(path)
+        self.template: str | None = template or config.get("sightline", {}).get("template")
+        """The name of the template, where it is one of ours."""
         self.device = torch.device(device)
         self.model: Any
         self.prompts: StockPrompts | OwnPrompts
         if config["model_type"] == "sightline":
             assembly = load_model(path, dtype)
             self.model = assembly.model
-            template = get_template(config["sightline"]["template"])
-            self.prompts = OwnPrompts(assembly.processor(template, max_length=10**9))
+            self.prompts = OwnPrompts(assembly.processor(get_template(str(self.template)), max_length=10**9))
         else:
             self.model, info = found(lambda: load_weights(AutoModelForImageTextToText, path, dtype), path)
             check_loading(path, info)
             processor = found(lambda: AutoProcessor.from_pretrained(path, backend="pil"), path)
+            if template is not None:
+                processor.chat_template = to_jinja(get_template(template))
             if processor.chat_template is None:
                 raise SightlineError(f"'{path}' has no chat template, so there is no way to ask it. Save it with one.")
             self.prompts = StockPrompts(processor)

@@ -14,6 +14,7 @@ from sightline.checkpoints import save_model
 from sightline.data.images import load_image
 from sightline.data.templates import get_template
 from sightline.diagnostics.altered import (
+    Altered,
     ShuffledPatches,
     TrueWords,
     reset_connector,
@@ -29,6 +30,13 @@ from sightline.world.make import make_world
 
 BROKEN = ("untrained", "shuffled patches", "wrong pixels", "foreign connector")
 Measure = Callable[[str, Part], dict[str, Estimate]]
+
+
+class Collapsed(Altered):
+    """Every token of an image is the mean of them."""
+
+    def change(self, visual, image):
+        return visual.mean(0, keepdim=True).expand_as(visual)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Measure:
         "shuffled patches": ShuffledPatches(good),
         "wrong pixels": with_normalisation(good, [0.0] * 3, [1.0] * 3),
         "foreign connector": with_connector(good, other.model.model.multi_modal_projector.state_dict()),
+        "collapsed": Collapsed(good),
         "forgetful": forgetful(good),
     }
     found: dict[tuple[str, Part], dict[str, Estimate]] = {}
@@ -109,6 +118,23 @@ def test_words_fall_with_everything_that_breaks_the_way_to_them(scores: Measure)
     share = {kind: scores(kind, "words")["words/things/share"] for kind in ("true words", "good", *BROKEN)}
     assert share["true words"].value == 1.0 and share["good"].value > 0.6
     assert all(above(share["good"], share[kind]) for kind in BROKEN)
+
+
+def test_captions_are_nearer_to_tokens_that_say_their_words(scores: Measure):
+    """Recall of a caption's words, and TACS: in the good model above another caption's, and above the untrained."""
+    for name in ("words/recall", "words/tacs"):
+        good, untrained = (scores(kind, "words") for kind in ("good", "untrained"))
+        assert above(good[f"{name}/own"], untrained[f"{name}/own"])
+        assert above(good[f"{name}/own"], good[f"{name}/other"])
+
+
+def test_geometry_tells_loud_tokens_and_tokens_that_all_say_the_same(scores: Measure):
+    true, good, untrained, collapsed = (
+        scores(kind, "geometry") for kind in ("true words", "good", "untrained", "collapsed")
+    )
+    assert above(untrained["geometry/norm_ratio"], true["geometry/norm_ratio"])
+    assert above(good["geometry/visual_rank"], collapsed["geometry/visual_rank"])
+    assert above(collapsed["geometry/visual_anisotropy"], good["geometry/visual_anisotropy"])
 
 
 def test_geometry_tells_how_far_tokens_lie_from_words_and_not_where_they_stand(scores: Measure):

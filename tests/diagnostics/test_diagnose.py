@@ -11,6 +11,8 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
+from sightline.checkpoints import save_model
+from sightline.data.templates import get_template
 from sightline.diagnostics import Part
 from sightline.diagnostics.altered import (
     ShuffledPatches,
@@ -26,6 +28,7 @@ from sightline.diagnostics.subject import Subject
 from sightline.diagnostics.tables import LINES, tables
 from sightline.errors import ImageError, SightlineError
 from sightline.evaluation.metrics import Estimate
+from sightline.models.assemble import assemble
 
 
 def test_a_world_allows_every_part(tiny_subject: Subject, material: Material, tmp_path: Path):
@@ -199,3 +202,16 @@ def test_pixels_and_connectors_are_changed_in_a_copy(tiny_subject: Subject, mate
     torch.testing.assert_close(tiny_subject.visual(image)[0], own)
     with pytest.raises(SightlineError, match="the connectors differ"):
         with_connector(tiny_subject, {})
+
+
+def test_a_model_that_saw_captions_alone_is_asked_nothing_unless_said_how(tiny, material, tmp_path):
+    """Asked as `plain`, it would score nothing, and that would say nothing about its first stage."""
+    assembly = assemble(str(tiny["clip"]), str(tiny["llama"]))
+    save_model(assembly, tmp_path / "model", get_template("plain"))
+    mute = diagnose(Subject(tmp_path / "model"), material, name="m", questions=4, progress=False)
+    assert {"sight", "attention", "cause", "kept"} <= mute.missing.keys()
+    assert "--template vicuna_v1" in mute.missing["sight"]
+    told = Subject(tmp_path / "model", template="vicuna_v1")
+    assert "ASSISTANT:" in told.tokenizer.decode(told.prompted([[]], ["why?"]).input_ids[0])
+    asked = diagnose(told, material, name="m", parts=["sight", "kept"], questions=4, progress=False)
+    assert {"sight/accuracy", "kept/overall/model/accuracy"} <= asked.scores.keys()

@@ -26,6 +26,10 @@ def diagnose(
     untouched: Annotated[
         str | None, typer.Option(help="The language model before alignment, to see what was forgotten.")
     ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="How questions become text: vicuna_v1, llama-3, ...", show_default="as it was trained last"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write all numbers to this JSON.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
@@ -47,6 +51,8 @@ def diagnose(
     and broken. What the data does not allow is said; the exit status is 1 if that was asked for by name.
 
     Example: `sightline diagnose runs/world --data data/world`
+
+    A model that saw captions alone is asked as the next stage will: `--template vicuna_v1`
     """
     import tempfile
 
@@ -61,7 +67,7 @@ def diagnose(
     from .tables import tables
 
     console = Console(stderr=True)
-    subject = Subject(model, device=pick_device(device))
+    subject = Subject(model, device=pick_device(device), template=template)
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
             from ..world.make import make_world

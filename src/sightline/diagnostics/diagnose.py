@@ -21,6 +21,8 @@ from .probe import measure_probe
 from .sight import measure_attention, measure_sight
 from .subject import Subject
 
+ASKING = (Part.sight, Part.attention, Part.cause, Part.kept)
+"""The parts that ask questions."""
 REFERENCES = Path(__file__).parent / "references.json"
 """Scores of models whose alignment is known, in the small world; `benchmarks/diagnostics.py` writes it."""
 
@@ -73,6 +75,7 @@ def diagnose(
         near = did_you_mean(strange[0], list(Part)) or "."
         raise SightlineError(f"there is no part '{strange[0]}' to measure{near} There are {', '.join(Part)}.")
     asked = take(material.questions, questions)
+    mute = subject.assistant.template == "plain"
     measures: dict[Part, tuple[str, Callable[[], Any]]] = {
         Part.words: (
             "" if material.words else "no list of words",
@@ -109,6 +112,12 @@ def diagnose(
     missing: dict[str, str] = {}
     for part in map(Part, parts):
         lack, measure = measures[part]
+        if mute and part in ASKING:
+            missing[part] = (
+                "the model's last stage had template `plain`, captions, so it was never asked a question. Say how to "
+                "ask it: --template vicuna_v1"
+            )
+            continue
         if lack:
             missing[part] = f"{material.name} has {lack}"
             continue

@@ -67,15 +67,16 @@ class Seen:
 class Subject:
     """A model to look into."""
 
-    def __init__(self, path: str | Path, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, path: str | Path, *, device: torch.device | str = "cpu", template: str | None = None) -> None:
         """
         Args:
             path: a model folder, a run folder, or a hub id.
+            template: how questions become text; by default as the checkpoint says.
 
         Raises:
             SightlineError: if there is no such model, or it is not of LLaVA's kind.
         """
-        self.assistant = Assistant(path, device=device)
+        self.assistant = Assistant(path, device=device, template=template)
         self.model: Any = self.assistant.model
         self.tokenizer: Any = self.assistant.tokenizer
         if not hasattr(self.model.model, "language_model") or not hasattr(self.model.config, "image_token_id"):
