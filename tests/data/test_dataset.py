@@ -54,7 +54,7 @@ def test_an_absent_column_says_how_to_get_it(toy, samples):
     with pytest.raises(
         SightlineError,
         match=r"method 'toy' needs column 'toy/level', absent from .*chats.json. "
-        r"Compute it with the method's annotate\(\) and give it to sightline.train.train",
+        r"Compute it, and give it to sightline.train.train",
     ):
         Rows(samples, toy, seed=0)
 
@@ -64,7 +64,7 @@ def test_a_column_without_a_row_names_the_row(toy, samples):
     del columns["toy/level"]["q3"]
     with pytest.raises(
         SightlineError,
-        match=r"column 'toy/level' of method 'toy' has no value for sample 'q3'. Compute it with",
+        match=r"column 'toy/level' of method 'toy' has no value for sample 'q3'. Compute it, and give",
     ):
         Rows(samples, toy, seed=0, columns=columns)
 

@@ -194,7 +194,7 @@ def test_a_missing_column_names_the_command(tiny: dict[str, Path], pictures: Pat
     assembly = assembly_with(tiny, {"name": "toy:Toy"})
     samples = read_llava_json(pictures / "chats.json")
     with pytest.raises(
-        SightlineError, match=r"needs column 'toy/level'.*annotate\(\) and give it to sightline.train.train"
+        SightlineError, match=r"needs column 'toy/level'.*Compute it, and give it to sightline.train.train"
     ):
         Rows(samples, assembly.processor(VICUNA), seed=0)
     with pytest.raises(SightlineError, match="no value for sample 'text'"):

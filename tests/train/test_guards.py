@@ -39,7 +39,9 @@ class Idle(AlignmentMethod):
 def run_of(tiny, pictures, out: Path, method: str, *, steps: int = 6):
     made = recipe(tiny, pictures, out, methods=[{"name": f"test_guards:{method}"}], stage={"steps": steps})
     trainable = [*made.stages[0].trainable, method.lower()]
-    return made.model_copy(update={"stages": [made.stages[0].model_copy(update={"trainable": trainable})]})
+    weights = {"idle/nothing": 1.0} if method == "Idle" else {}
+    stage = made.stages[0].model_copy(update={"trainable": trainable, "weights": weights})
+    return made.model_copy(update={"stages": [stage]})
 
 
 @pytest.mark.parametrize("steps", [6, 25])

@@ -214,6 +214,8 @@ class OfRank(Watcher):
 
 def test_a_loss_over_a_process_wants_its_rows_at_once(tiny: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     made = recipe(tiny, pictures, tmp_path / "run", methods=[{"name": "test_train:OfRank"}])
+    stages = [stage.model_copy(update={"weights": {"watcher/answers": 1.0}}) for stage in made.stages]
+    made = made.model_copy(update={"stages": stages})
     with pytest.raises(
         SightlineError, match=r"stage 'tune': loss 'watcher/answers' is over all rows.* 2 forward passes"
     ):

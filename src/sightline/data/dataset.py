@@ -87,7 +87,7 @@ class Rows:
         self.columns = {name: values for name, values in (columns or {}).items() if name in needed}
         for name, method in needed.items():
             source = samples[0].source or "the data"
-            fix = "Give it to sightline.train.train(recipe, columns=...)."
+            fix = "Compute it, and give it to sightline.train.train(recipe, columns=...)."
             if name not in self.columns:
                 raise SightlineError(f"method '{method}' needs column '{name}', absent from {source}. {fix}")
             seen: set[str] = set()

@@ -193,13 +193,13 @@ class Data:
 
     def rehearse(self, assembly: Assembly) -> None:
         """Try every stage that goes on with this model."""
-        check_weighed(self.recipe, assembly.model.model.methods)
         for number, stage in enumerate(self.recipe.stages):
             if number == 0 or stage.init_from is None:
                 rows, validation = self.of(number, assembly)
                 for mixture in (rows, *validation.values()):
                     check_stage(assembly.model, stage, self.processes.device, sharded=self.sharded)
                     rehearse(stage, assembly, mixture, world=self.processes.world)
+        check_weighed(self.recipe, assembly.model.model.methods)
 
 
 def check_weighed(recipe: Recipe, methods: Methods) -> None:
