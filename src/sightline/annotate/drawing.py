@@ -55,6 +55,13 @@ class How:
         """
         return draw(ids, scores, self.squares, generator(self.seed, 4, epoch, image), power=self.power)
 
+    def rows(
+        self, number: int, image: int, epoch: int, found: Int[np.ndarray, "windows 2"]
+    ) -> Int[np.ndarray, "drawn 4"]:
+        """What is drawn of an image as (its number among others, place, word, priority), without empty windows."""
+        rows = np.column_stack([np.full(len(found), number), found, self.priorities(image, epoch)])
+        return rows[found[:, 0] != NONE].astype(np.int64)
+
     def priorities(self, image: int, epoch: int) -> Int[np.ndarray, " windows"]:
         """Of the patches that drew the same word, the one of the highest priority is kept."""
         return generator(self.seed, 5, epoch, image).integers(2**31, size=len(self.squares))
@@ -71,9 +78,7 @@ class Drawing:
         rows = [np.zeros((0, 4), dtype=np.int64)]
         for number, image in enumerate(sample.images):
             key, found = self.drawn(image, epoch)
-            priority = self.how.priorities(seed_of(key), epoch)
-            row = np.column_stack([np.full(len(found), number), found, priority])
-            rows.append(row[found[:, 0] != NONE].astype(np.int64))
+            rows.append(self.how.rows(number, seed_of(key), epoch, found))
         return torch.from_numpy(np.concatenate(rows))
 
 
@@ -133,6 +138,14 @@ def windows(grid: int, window: int, partial: bool) -> Int[np.ndarray, "windows p
     rows, columns = steps[:, None, :, None], steps[None, :, None, :]
     places = np.where((rows < grid) & (columns < grid), rows * grid + columns, -1)
     return places.reshape(count * count, window * window)
+
+
+def out_of_order(
+    key: str, ids: Int[np.ndarray, "patches n"], scores: Float[np.ndarray, "patches n"]
+) -> tuple[Int[np.ndarray, "patches n"], Float[np.ndarray, "patches n"]]:
+    """Labels of patches in a random order, the same each time for an image: for the control `shuffled`."""
+    order = np.random.Generator(np.random.Philox(seed_of(key))).permutation(len(ids))
+    return ids[order], scores[order]
 
 
 def seed_of(key: str) -> int:

@@ -15,7 +15,7 @@ from ..data.features import image_key, image_name
 from ..data.images import load_image
 from ..errors import SightlineError
 from ..types import ImageSource
-from .drawing import seed_of
+from .drawing import out_of_order
 
 
 class GivenLabels:
@@ -52,8 +52,8 @@ class GivenLabels:
             ImageError: if the image is not there.
             SightlineError: if the file does not name it.
         """
-        key = image_key(image)
-        if key is None:
+        key = image_key(image) or ""
+        if not key:
             load_image(image)
         name = self._find(image)
         if shuffled:
@@ -63,10 +63,7 @@ class GivenLabels:
         scores = np.zeros(ids.shape, dtype=np.float32)
         for place, row in enumerate(rows):
             ids[place, : len(row)], scores[place, : len(row)] = row, 1.0
-        if shuffled:
-            order = np.random.Generator(np.random.Philox(seed_of(key or ""))).permutation(len(ids))
-            ids, scores = ids[order], scores[order]
-        return key or "", ids, scores
+        return (key, *out_of_order(key, ids, scores)) if shuffled else (key, ids, scores)
 
     def _add(self, text: str, number: dict[str, int], where: str) -> None:
         try:

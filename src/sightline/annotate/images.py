@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.features import image_bytes, image_key, image_name
+from ..data.features import image_bytes, image_key, image_name, remembered_key
 from ..data.images import load_image
 from ..data.sources.base import EmbeddedImage
 from ..data.store import Shard, Store
@@ -194,6 +194,19 @@ def images_of(sources: Sequence[Sequence[Sample]]) -> Iterator[tuple[ImageSource
         for row in range(len(source)):
             for place, image in enumerate(source[row].images):
                 yield image, (number, row, place)
+
+
+def sought(
+    store: Store, sources: Sequence[Sequence[Sample]], progress: Callable[[int, int], None]
+) -> tuple[set[str], set[str]]:
+    """The keys of the rows' images, and those of them that a store lacks; images that cannot be read have none."""
+    total = sum(len(source) for source in sources)
+    keys: set[str] = set()
+    for done, (image, _) in enumerate(images_of(sources)):
+        if (key := remembered_key(image)) is not None:
+            keys.add(key)
+        progress(min(done, total), total)
+    return keys, {key for key in keys if key not in store}
 
 
 def values_of(

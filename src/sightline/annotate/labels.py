@@ -12,7 +12,7 @@ from ..data.images import load_image
 from ..data.store import Store
 from ..errors import ImageError, SightlineError
 from ..types import ImageSource
-from .drawing import NONE, How, seed_of
+from .drawing import NONE, How, out_of_order
 
 EMPTY = 2**16 - 1
 """The id of no word."""
@@ -47,10 +47,7 @@ class Labels:
         """
         key, values = stored(self.store, image, another=shuffled)
         ids, scores = unpacked(values)
-        if shuffled:
-            order = np.random.Generator(np.random.Philox(seed_of(key))).permutation(len(ids))
-            ids, scores = ids[order], scores[order]
-        return key, ids, scores
+        return (key, *out_of_order(key, ids, scores)) if shuffled else (key, ids, scores)
 
 
 class Drawn:

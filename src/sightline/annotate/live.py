@@ -13,7 +13,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..types import Batch
-from .drawing import NONE
 from .labels import packed, unpacked
 from .patchwords import Labelling, PatchWords
 
@@ -53,6 +52,5 @@ class LiveLabels:
             number = int(hashlib.sha256(seen.contiguous().numpy().data).hexdigest()[:15], 16)
             ids, scores = unpacked({name: value[image : image + 1] for name, value in labels.items()})
             found = self.how.draw(number, epoch, ids, scores)
-            row = np.column_stack([np.full(len(found), image), found, self.how.priorities(number, epoch)])
-            rows.append(row[found[:, 0] != NONE])
-        return torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(device)
+            rows.append(self.how.rows(image, number, epoch, found))
+        return torch.from_numpy(np.concatenate(rows)).to(device)

@@ -22,7 +22,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..data.features import remembered_key
 from ..data.store import Store
 from ..data.view import seen_box, seen_image
 from ..data.words import word_list
@@ -30,10 +29,11 @@ from ..errors import SightlineError
 from ..files import write_json, write_text
 from ..methods.base import Setting
 from ..models.backbones import location
+from ..models.digest import pixel_facts
 from ..models.joint import Extractor, JointEncoder, load_joint
 from ..progress import reading_bar
 from .drawing import How, seed_of
-from .images import ImageJob, ImageWork, images_of, run_images
+from .images import ImageJob, ImageWork, run_images, sought
 from .labels import DRAWN_VALUES, EMPTY, LABEL_VALUES, Drawn, Labels, packed, packed_draws
 from .nearest import WordTable
 from .sign import measure_signs
@@ -101,14 +101,8 @@ class PatchWords:
         if not (self.folder / "provenance.json").is_file():
             raise SightlineError(f"{absent}: there is no {self.folder}; another transform has other labels. {fix}")
         store = Store(self.folder)
-        wanted, missing = set(), set()
-        sources = self.setting.sources
         with reading_bar(f"looking for labels in {self.folder}") as progress:
-            total = sum(len(source) for source in sources)
-            for done, (image, _) in enumerate(images_of(sources)):
-                if (key := remembered_key(image)) is not None:
-                    (wanted if key in store else missing).add(key)
-                progress(min(done, total), total)
+            wanted, missing = sought(store, self.setting.sources, progress)
         if missing:
             raise SightlineError(f"{absent}: {self.folder} lacks {len(missing):,} of them. {fix}")
         with reading_bar(f"verifying {self.folder}") as progress:
@@ -135,7 +129,7 @@ class PatchWords:
                     "format": FORMAT,
                     "encoder": encoder_facts(self.encoder, self.extractor),
                     "own tower": self.is_own,
-                    "preprocess": _pixels_of(self.setting.assembly.image_processor),
+                    "preprocess": pixel_facts(self.setting.assembly.image_processor),
                     "words": hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest(),
                     "templates": self.templates,
                     "top": self.top,
@@ -247,11 +241,6 @@ def normalised(image: Image.Image, image_processor: Any) -> Tensor:
 def encoder_facts(encoder: str, extractor: Extractor) -> dict[str, Any]:
     """What an encoder is, by its weights; read once in a process."""
     return load_joint(encoder, extractor).facts()
-
-
-def _pixels_of(image_processor: Any) -> dict[str, Any]:
-    kept = {"processor_class", "image_processor_type", "auto_map"}
-    return {key: value for key, value in image_processor.to_dict().items() if key not in kept and key[0] != "_"}
 
 
 def _name(facts: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from transformers import PreTrainedConfig
 NO_MATTER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map")
 """What a config says of who saved it, and how."""
 
+NOT_THE_PIXELS = ("processor_class", "image_processor_type", "auto_map")
+
 
 def digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 over names, types, shapes and bytes, in the order given. It does not depend on the device."""
@@ -21,6 +23,12 @@ def digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def pixel_facts(image_processor: Any) -> dict[str, Any]:
+    """An image processor without what changes no pixel."""
+    values = image_processor.to_dict().items()
+    return {key: value for key, value in values if key not in NOT_THE_PIXELS and not key.startswith("_")}
 
 
 def config_facts(config: PreTrainedConfig) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..annotate.images import images_of
+from ..annotate.images import sought
 from ..config import Recipe, Stage
-from ..data.features import Features, remembered_key
+from ..data.features import Features
 from ..data.store import Store
 from ..errors import SightlineError
 from ..models.assemble import Assembly
-from ..models.digest import config_facts, digest
+from ..models.digest import config_facts, digest, pixel_facts
 from ..progress import reading_bar
 from ..types import Sample
 
@@ -31,7 +31,6 @@ FORMAT = 1
 """Raised when Sightline reads, turns or scales images in another way, or keeps features in another shape."""
 LIBRARIES = ("torch", "transformers", "pillow", "numpy")
 """Whose versions change what comes out, in the last bits at least."""
-NOT_THE_PIXELS = ("processor_class", "image_processor_type", "auto_map")
 
 
 def why_no_features(recipe: Recipe, number: int, assembly: Assembly) -> str | None:
@@ -68,7 +67,6 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
     model, stage = assembly.model, recipe.stages[number]
     tower = model.model.vision_tower
     held = ((name, as_held(recipe, number, weights)) for name, weights in sorted(tower.named_parameters()))
-    pixels = assembly.image_processor.to_dict()
     views = []
     for method, record in zip(model.model.methods.all, model.config.methods or [], strict=True):
         if method.needs.views is not None:
@@ -81,7 +79,7 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
         "layers": model.config.vision_feature_layer,
         "select": model.config.vision_select,
         **({} if model.config.vision_scales is None else {"scales": model.config.vision_scales}),
-        "preprocess": {k: v for k, v in pixels.items() if k not in NOT_THE_PIXELS and not k.startswith("_")},
+        "preprocess": pixel_facts(assembly.image_processor),
         "precision": stage.precision,
         "views": views,
         "device": device.type,
@@ -124,18 +122,10 @@ def find_features(
         say(f"stage {stage.name}: {stores[-1].parent} has features, but with another {other}; the tower is run. {fill}")
         return None
     store = Store(folder)
-    wanted, missing = set(), 0
     with reading_bar(f"stage {stage.name}: looking for its images in {folder}") as progress:
-        total = sum(len(source) for source in sources)
-        for done, (image, _) in enumerate(images_of(sources)):
-            key = remembered_key(image)
-            if key is not None and key not in store:
-                missing += key not in wanted
-            if key is not None:
-                wanted.add(key)
-            progress(min(done, total), total)
+        wanted, missing = sought(store, sources, progress)
     if missing:
-        say(f"stage {stage.name}: {folder} lacks {missing:,} of {len(wanted):,} images; the tower is run. {fill}")
+        say(f"stage {stage.name}: {folder} lacks {len(missing):,} of {len(wanted):,} images; the tower is run. {fill}")
         return None
     if not wanted:
         return None
