@@ -11,6 +11,7 @@ from ..errors import SightlineError, did_you_mean
 from ..evaluation.questions import Question, read_questions
 from ..models.backbones import resolve
 from ..train.folder import fixed
+from .diagnosed import check_diagnosed
 from .plan import Outcome, Plan, Tuning
 from .read import arm_recipe
 
@@ -57,10 +58,15 @@ def check_plan(plan: Plan) -> Material:
     if plan.tuning is not None:
         _check_tuning(plan, plan.tuning, asked)
     variants = [recipe for several in recipes.values() for recipe in several]
+    named = _trained_on(variants)
+    if plan.diagnostics is not None:
+        check_diagnosed(plan.diagnostics, {arm: several[0] for arm, several in recipes.items()})
+        data = Path(plan.diagnostics.data)
+        named.add(str(data / "world.json" if data.is_dir() else data))
     return Material(
         {name: [fixed(recipe) for recipe in several] for name, several in recipes.items()},
         {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())},
-        {name: found for name in sorted(_trained_on(variants)) if (found := _digest(name)) is not None},
+        {name: found for name in sorted(named) if (found := _digest(name)) is not None},
     )
 
 

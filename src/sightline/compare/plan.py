@@ -83,6 +83,21 @@ class Evaluation(Record):
     """Of the weights."""
 
 
+class Diagnosed(Record):
+    """What is measured of every model of the claim's runs: whether a method did to the tokens what it is for."""
+
+    data: str
+    """A world folder, or captions in LLaVA's JSON; relative to where you are."""
+    split: Literal["validation", "test", "novel"] = "test"
+    """Of a world folder."""
+    images: Positive = 200
+    """Images to look at."""
+    scores: list[str] = Field(min_length=1)
+    """As `sightline diagnose --out` names them: `words/things/share`."""
+    stages: list[str] = Field(default_factory=list)
+    """Stages after which a run is looked at too, for arms that have them; they say `save: true`."""
+
+
 class Plan(Record):
     """A comparison: its arms, seeds, tuning, and the one outcome that it is about."""
 
@@ -106,6 +121,8 @@ class Plan(Record):
     """The number of claims that intervals are corrected for; by default the number of pairs, and never fewer."""
     secondary: list[Outcome] = Field(default_factory=list)
     """Outcomes that are reported and not claimed."""
+    diagnostics: Diagnosed | None = None
+    """What is measured of the models beside; reported and not claimed."""
     tuning: Tuning | None = None
     """The tuning that every arm gets; none by default."""
     evaluation: Evaluation = Evaluation()

@@ -10,7 +10,7 @@ from ..config import Recipe, Record, check, load_recipe
 from ..errors import SightlineError, did_you_mean
 from ..overrides import NOT_YAML
 from ..train.folder import flat, said
-from .plan import Arm, Evaluation, Outcome, Plan, Setting, Tuning
+from .plan import Arm, Diagnosed, Evaluation, Outcome, Plan, Setting, Tuning
 
 
 def load_plan(path: Path) -> Plan:
@@ -102,6 +102,6 @@ def _describe(error: Any) -> str:
 def _keys(location: tuple[Any, ...]) -> list[str]:
     """The keys known at a place in a plan."""
     kinds: dict[Any, type[Record]] = {"arms": Arm, "primary": Outcome, "secondary": Outcome}
-    kinds |= {"tuning": Tuning, "evaluation": Evaluation}
+    kinds |= {"tuning": Tuning, "evaluation": Evaluation, "diagnostics": Diagnosed}
     record = next((kinds[part] for part in reversed(location) if part in kinds), Plan)
     return list(record.model_fields)

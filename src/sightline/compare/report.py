@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..files import write_text
 from ..plan.report import flops
+from .diagnosed import ScoreResult
 from .folder import Comparison, Job, Row
 from .plan import Plan
 from .progress import duration
@@ -45,6 +46,8 @@ def markdown(comparison: Comparison, rows: Mapping[Job, Row], results: Results, 
         parts += [_pairs(plan, result), _arms(result)]
     for curve in results.curves:
         parts += [f"## While training: {curve.name}", _curve(curve)]
+    for score in results.diagnosed:
+        parts += [f"## Diagnosed: {score.score} after {score.stage}", _diagnosed(score)]
     if plan.tuning is not None:
         parts += ["## Tuning", _tuning(comparison)]
     return "\n\n".join([*parts, "## What it rests on", _rests_on(comparison, rows)]) + "\n"
@@ -129,6 +132,19 @@ def _curve(curve: Curve) -> str:
         rows.append([stage, str(step), *cells])
     text = "Loss and share of rows right, means over seeds. At step 0 stands what the stage began with."
     return f"{text}\n\n{_table(['stage', 'step', *curve.arms], rows)}"
+
+
+def _diagnosed(result: ScoreResult) -> str:
+    """The score's own unit, so no points and no smallest effect."""
+
+    def cells(found: Interval) -> list[str]:
+        span = "unknown: one seed" if math.isinf(found.low) else f"{found.low:.3f} to {found.high:.3f}"
+        return [f"{found.mean:.3f}", span, str(found.seeds)]
+
+    heads = ["mean", "95% interval over seeds", "seeds"]
+    arms = _table(["arm", *heads], [[name, *cells(found)] for name, found in result.arms.items()])
+    pairs = _table(["pair", *heads], [[f"{a} minus {b}", *cells(found)] for (a, b), found in result.pairs.items()])
+    return f"Whether arms did to the tokens what they are for; no claim.\n\n{arms}\n\n{pairs}"
 
 
 def _tuning(comparison: Comparison) -> str:

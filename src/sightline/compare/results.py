@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from .diagnosed import ScoreResult, scores_of
 from .folder import Job, Row, jobs_of, score_of
 from .plan import Outcome, Plan
 from .statistics import Interval, level_of, mean_interval, paired_interval, seeds_needed, verdict
@@ -77,6 +78,7 @@ class Results:
     secondary: tuple[OutcomeResult, ...]
     costs: tuple[Cost, ...]
     curves: tuple[Curve, ...] = ()
+    diagnosed: tuple[ScoreResult, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -93,6 +95,7 @@ def results_of(plan: Plan, rows: Mapping[Job, Row]) -> Results:
         tuple(_outcome(plan, rows, outcome, level_of(1), waits=bool(missing)) for outcome in plan.secondary),
         tuple(_cost(arm.name, rows) for arm in plan.arms),
         _curves(plan, rows),
+        scores_of(plan, [row for job, row in rows.items() if job.kind == "claim"]),
     )
 
 

@@ -19,6 +19,7 @@ from ..plan.build import stage_models
 from ..plan.run import plan_stage
 from ..plan.shapes import shapes
 from ..train.folder import fixed, read_facts
+from .diagnosed import diagnose_run
 from .folder import Comparison, Job, Row
 from .plan import Outcome, Tuning
 from .read import arm_recipe
@@ -150,6 +151,8 @@ def work(
         command("eval", str(run), "--data", outcome.questions, "--out", str(out), *options)
         scores[name] = read_scores(out / SCORES)
     row = finish(comparison, job, recipe, run, scores, time.monotonic() - began)
+    if plan.diagnostics is not None and job.kind == "claim":
+        row["diagnosed"] = diagnose_run(plan.diagnostics, recipe, run, command)
     write_text(comparison.row_path(job), json.dumps(row, ensure_ascii=False) + "\n")
     if discard:
         for weights in ("model", "checkpoints", "stages"):
