@@ -42,9 +42,9 @@ from sightline.data.order import Order
 from sightline.models.modeling import SightlineForConditionalGeneration
 from sightline.models.packing import cheapest_bins
 from sightline.train.engine import Engine
-from sightline.train.loop import take_step
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, set_modes, set_trainable
+from sightline.train.step import take_step
 from sightline.types import Batch
 
 RESULTS = Path(__file__).parent / "results"

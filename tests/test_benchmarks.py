@@ -95,3 +95,13 @@ def test_labels_are_timed_and_compared_with_fp64(tmp_path: Path) -> None:
         assert found["largest_loss"] < 1e-6 and found["largest_error_of_score"] < 1e-6
     assert [row["images"] for row in result["memory"]] == [1, 3]
     assert "labels, random" in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_step_with_sea_is_timed_beside_one_without(tmp_path: Path) -> None:
+    out = tmp_path / "sea_step.json"
+    command = [sys.executable, str(BENCHMARKS / "sea_step.py"), "--quick", "--out", str(out)]
+    subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["sizes"]
+    assert row["size"] == "tiny" and row["low"] <= row["more_time"] <= row["high"]
+    assert 0 < row["more_flops"] <= 0.01, "the loss is counted, and small"
+    assert "By the formulas" in out.with_suffix(".md").read_text(encoding="utf-8")

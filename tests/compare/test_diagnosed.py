@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from sightline.compare.checks import check_plan
 from sightline.compare.read import parse_plan
 from sightline.compare.report import write_results
@@ -47,7 +48,9 @@ def test_models_are_diagnosed_after_the_stages_that_are_named(folder: Path, tiny
     assert len(looks) == 3 * (2 + 1 + 2), "an arm without the stage is looked at once"
     first = looks[0]
     assert first[1].endswith("baseline.seed0/stages/pretrain/model") and first[first.index("--only") + 1] == "words"
-    assert first[first.index("--template") + 1] == "vicuna_v1", "a model that saw captions is asked as the last stage is"
+    assert first[first.index("--template") + 1] == "vicuna_v1", (
+        "a model that saw captions is asked as the last stage is"
+    )
     row = json.loads((folder / "out" / "rows" / "baseline.seed1.json").read_text())
     assert row["diagnosed"] == {
         "pretrain": {WORDS: {"value": 0.375, "low": 0.0, "high": None}},

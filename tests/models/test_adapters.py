@@ -17,9 +17,9 @@ from sightline.models.assemble import Assembly, assemble
 from sightline.models.parts import part_of
 from sightline.models.precision import base_linears, is_adapter
 from sightline.train.engine import Engine
-from sightline.train.loop import take_step
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, set_modes, set_trainable
+from sightline.train.step import take_step
 from sightline.types import Batch
 
 peft = pytest.importorskip("peft")

@@ -14,9 +14,9 @@ from sightline.models.assemble import Assembly, assemble
 from sightline.models.parts import part_of
 from sightline.models.precision import base_linears, base_weight, check_nf4, hold_part, is_adapter, is_nf4, nf4_linear
 from sightline.train.engine import Engine
-from sightline.train.loop import take_step
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, set_modes, set_trainable
+from sightline.train.step import take_step
 
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("peft")

@@ -21,6 +21,7 @@ from sightline.config import Recipe, check, dump
 from sightline.errors import SightlineError
 from sightline.train import loop, signals, train
 from sightline.train import run as run_module
+from sightline.train import step as step_module
 from sightline.train.processes import Processes
 from sightline.train.progress import Reporter
 
@@ -303,7 +304,8 @@ def explode_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
                 return losses | {"loss": float("nan")}
         return losses
 
-    monkeypatch.setattr(loop, "means", spoiled)
+    for module in (loop, step_module):
+        monkeypatch.setattr(module, "means", spoiled)
 
 
 def test_a_loss_that_is_not_finite_loses_nothing(

@@ -21,9 +21,10 @@ from sightline.models.parts import part_of
 from sightline.report.run_folder import read_run
 from sightline.train import train
 from sightline.train.engine import Engine
-from sightline.train.loop import num_steps, take_step, validate
+from sightline.train.loop import num_steps, validate
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, schedule, set_modes, set_trainable
+from sightline.train.step import take_step
 from toy import Toy, Watcher
 
 

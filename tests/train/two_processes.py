@@ -26,10 +26,11 @@ from sightline.data.templates import get_template
 from sightline.models.assemble import Assembly, assemble
 from sightline.train import train
 from sightline.train.engine import Engine, outline, put_together, whole
-from sightline.train.loop import in_step, take_step, validate
+from sightline.train.loop import in_step, validate
 from sightline.train.objective import Objective
 from sightline.train.processes import Processes, joined
 from sightline.train.setup import build_optimizer, set_trainable
+from sightline.train.step import take_step
 from sightline.types import Batch
 
 FOLDER = Path(sys.argv[1])
@@ -79,12 +80,14 @@ def stepped(processes: Processes, parallel, groups: list[list[int]], *methods: d
     batches, _, _ = in_step(fetched, counted, None, processes)
     result = take_step(engine, batches, optimizer, stage, step=1)
     gradients = {n: whole(p.grad) for n, p in assembly.model.named_parameters() if p.grad is not None}
-    return result.losses, gradients, result.samples
+    return result.losses, gradients, result.samples, result.visual
 
 
 def same(one, two) -> None:
-    """Losses and unclipped gradients, to 1e-10 in fp64."""
-    losses, gradients, samples = one
+    """Losses and unclipped gradients, to 1e-10 in fp64; how losses pull at the visual tokens, which is fp32."""
+    losses, gradients, samples, visual = one
+    if two[3]:
+        assert visual.keys() == two[3].keys() and all(abs(v - two[3][k]) < 1e-5 for k, v in visual.items()), two[3]
     assert samples == two[2], (samples, two[2])
     assert losses.keys() == two[0].keys()
     for name, value in losses.items():

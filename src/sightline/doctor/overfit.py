@@ -17,9 +17,9 @@ from ..config import Stage
 from ..models.adapters import prepare_stage
 from ..models.assemble import Assembly
 from ..models.parts import named_parts
-from ..train.loop import autocast
 from ..train.objective import Objective
 from ..train.setup import build_optimizer, set_modes, set_trainable
+from ..train.step import autocast
 from ..types import Batch
 from .findings import Finding
 

@@ -22,10 +22,10 @@ from ..errors import SightlineError, did_you_mean
 from ..methods.base import Setting
 from ..models.assemble import Assembly
 from .features import as_held, depends_on, store_folder, why_no_features
-from .loop import autocast
 from .processes import pick_device
 from .rows import read_data
 from .run import start
+from .step import autocast
 
 
 def annotate_features(recipe: Recipe, *, console: Console | None = None) -> list[Path]:

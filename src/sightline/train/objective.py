@@ -73,6 +73,9 @@ class Objective(nn.Module):
         self.of_rank = frozenset(name for name, spec in specs.items() if spec.scope == "rank")
         self.additive = {name: spec for name, spec in specs.items() if spec.scope == "additive"}
         self.method_losses = frozenset(term.name for term in self.terms) & frozenset(specs)
+        self.watched = False
+        """Whether forward passes keep their visual tokens in `visual`."""
+        self.visual: Tensor | None = None
 
     def check_passes(self, passes: int, stage: str) -> None:
         """That losses over all rows that a process has in a step get them in one forward pass.
@@ -106,6 +109,7 @@ class Objective(nn.Module):
         """The sums (means for coupled losses) of this batch, by name; with `grade` also `RIGHT` and `ASKED`."""
         trace, _ = self.model.model.trace(batch, packing=self.packing, use_cache=False)
         by_kind = language_sums(trace.hidden, self.model.lm_head, batch.labels, batch.kinds, list(self.kinds.values()))
+        self.visual = trace.visual if self.watched else None
         sums = {name: by_kind[kind] for name, kind in self.kinds.items()}
         sums |= self.model.model.methods.losses(trace, batch, self.method_losses)
         if grade:
@@ -117,13 +121,14 @@ class Objective(nn.Module):
         return {name: value if name in self.gathered else value * 0 for name, value in values.items()}
 
     def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
-        """The loss to go backward from: each term's sum over its count in the whole optimizer step, weighted."""
+        """The loss to go backward from: the weighted means of all terms."""
+        return torch.stack([self.weighted(term, sums, counts) for term in self.terms]).sum()
 
-        def pooled(values: Mapping[str, Tensor], term: Term) -> Tensor:
-            return torch.stack([values[name] for name in term.pools]).sum()
-
-        means = [term.weight * pooled(sums, term) / pooled(counts, term).clamp(min=1) for term in self.terms]
-        return torch.stack(means).sum()
+    @staticmethod
+    def weighted(term: Term, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
+        """A term's sum over its count in the whole optimizer step, times its weight."""
+        summed, count = (torch.stack([values[name] for name in term.pools]).sum() for values in (sums, counts))
+        return term.weight * summed / count.clamp(min=1)
 
 
 def add_up(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from .trackers import Tracker
 
 if TYPE_CHECKING:
     from ..data.dataset import Dropped
-    from .loop import StepResult
+    from .step import StepResult
 
 PLAIN_EVERY = 10.0
 """Seconds between lines where there is no terminal to draw a bar on."""
@@ -124,6 +124,7 @@ class Reporter:
             "epoch": round(epoch, 6),
             **result.losses,
             "grad_norm": result.grad_norm,
+            **result.visual,
             **({"skipped": True} if result.skipped else {}),
             **rates,
             "samples": result.samples,

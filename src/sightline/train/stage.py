@@ -17,12 +17,13 @@ from ..models.modeling import SightlineForConditionalGeneration
 from .engine import Engine, outline, put_together
 from .folder import fixed, how_to_go_on
 from .guards import GradientGuard, NoGradient, assert_unmoved, fingerprint
-from .loop import NotFinite, StageRun, tenth, train_stage
+from .loop import StageRun, tenth, train_stage
 from .objective import Objective
 from .processes import Processes
 from .progress import Reporter
 from .setup import build_optimizer, set_trainable
 from .signals import Stopped, StopSignal
+from .step import NotFinite
 
 
 @dataclass(frozen=True)
