@@ -204,7 +204,12 @@ class Stage(Record):
 
     @model_validator(mode="after")
     def _rates_name_trained_parts(self) -> "Stage":
-        idle = [part for part in self.lr_by_part if part not in self.trainable]
+        idle = [
+            part
+            for part in self.lr_by_part
+            if not any(f"{part}.".startswith(f"{trains}.") for trains in self.trainable)
+            and not any(trains.startswith(f"{part}.") for trains in self.trainable)
+        ]
         if idle:
             raise ValueError(f"lr_by_part names '{idle[0]}', which is not in trainable {self.trainable}")
         return self

@@ -83,7 +83,8 @@ class Rows:
         self.training = training
         self.policies = policies or Policies()
         self.readers = tuple(readers)
-        needed = processor.methods.columns({}) if needed is None else needed
+        if needed is None:
+            needed = {column: method.name for method in processor.methods.all for column in method.needs.columns}
         self.columns = {name: values for name, values in (columns or {}).items() if name in needed}
         for name, method in needed.items():
             source = samples[0].source or "the data"

@@ -92,6 +92,6 @@ def why_not(
         return "the model cannot be built"
     if stage.name not in sound or not sound[stage.name].rows:
         return "no row of it has nothing wrong"
-    if columns := list(assemblies[stage.name].model.model.methods.columns(stage.weights)):
+    if columns := list(assemblies[stage.name].model.model.methods.columns(stage)):
         return f"its method needs column '{columns[0]}'"
     return too_large(assemblies[stage.name], device)

@@ -133,7 +133,7 @@ class _Examination:
             mine = seen.setdefault(stage.name, checks.Seen())
             stops = stage.bad_images == "raise"
             assembly = self.assemblies.get(stage.name)
-            columns = tuple(assembly.model.model.methods.columns(stage.weights)) if assembly is not None else ()
+            columns = tuple(assembly.model.model.methods.columns(stage)) if assembly is not None else ()
             for where, sample in table:
                 self.report.add(*checks.text_of_row(where, sample, template))
                 if table.role == "data":
@@ -228,7 +228,7 @@ class _Examination:
         """What methods annotate; whether it is there is known when they open it, which takes weights."""
         methods = assembly.model.model.methods
         annotate = {method.name for method in methods.all if type(method).annotation is not AlignmentMethod.annotation}
-        for column, name in methods.columns(stage.weights).items():
+        for column, name in methods.columns(stage).items():
             message = f"method '{name}' needs column '{column}'"
             if name in annotate:
                 fix = f"Nothing, if this was run: sightline annotate RECIPE --method {name}"

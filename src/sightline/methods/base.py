@@ -75,7 +75,7 @@ class Needs:
     """What a method asks of the data and the trunk."""
 
     columns: tuple[str, ...] = ()
-    """Per-sample values, from the method's annotation, that `batch.columns` must hold in training."""
+    """Per-sample values, from the method's annotation, that `batch.columns` must hold in all training."""
     slots: tuple[Slot, ...] = ()
     kinds: tuple[str, ...] = ()
     """Kinds of tokens it adds with its turns (a slot's kind is declared with the slot)."""
@@ -172,9 +172,19 @@ class AlignmentMethod(nn.Module, ABC):
         """The ids, in `batch.kinds`, of the kinds it declares; set when it joins a model."""
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Submodules that a stage can train by themselves, as `name.part`; "" stands for what is in none of them."""
+        return ("",)
+
+    @property
     @abstractmethod
     def needs(self) -> Needs:
         """What the method asks for. Constant after construction."""
+
+    def columns(self, stage: Stage) -> tuple[str, ...]:
+        """The columns that it reads in a stage: those that it always does, and those of the losses that it weighs."""
+        of_losses = (column for spec in self.needs.losses if stage.weights.get(spec.name) for column in spec.columns)
+        return (*self.needs.columns, *of_losses)
 
     def annotation(self, setting: Setting) -> Annotation | None:
         """How its columns come about; None if others give them (`train(recipe, columns=...)`)."""

@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from ..config import Stage
 from ..errors import SightlineError, did_you_mean
 from ..types import KINDS, Batch, Sample, Trace, Turn
 from .base import AlignmentMethod, LossSpec, Sizes, Slot, Tap
@@ -56,20 +57,9 @@ class Methods(nn.ModuleDict):
     def slots(self) -> tuple[Slot, ...]:
         return tuple(slot for method in self.all for slot in method.needs.slots)
 
-    def columns(self, weights: Mapping[str, float]) -> dict[str, str]:
-        """The columns that a stage needs, each with the method that asks for it.
-
-        Args:
-            weights: of the stage's losses; one that has none, or 0, reads nothing.
-        """
-        always = {column: method.name for method in self.all for column in method.needs.columns}
-        return always | {
-            column: method.name
-            for method in self.all
-            for spec in method.needs.losses
-            if weights.get(spec.name)
-            for column in spec.columns
-        }
+    def columns(self, stage: Stage) -> dict[str, str]:
+        """The columns that a stage needs, each with the method that asks for it."""
+        return {column: method.name for method in self.all for column in method.columns(stage)}
 
     @property
     def loss_specs(self) -> tuple[LossSpec, ...]:

@@ -16,7 +16,7 @@ from ..errors import SightlineError, did_you_mean
 from .assemble import Assembly
 from .modeling import SightlineForConditionalGeneration
 from .origin import note_held, note_stage
-from .parts import named_parts, part_of
+from .parts import is_among, named_parts, owner_of
 from .precision import base_linears, base_weight, check_nf4, float_linear, hold_part, is_adapter, is_nf4, require
 
 NAME = "default"
@@ -113,7 +113,7 @@ def changed_names(model: SightlineForConditionalGeneration) -> set[str]:
     return {
         name
         for name in model.state_dict()
-        if part_of(name) in trained or any(name.startswith(prefix) for prefix in pissa)
+        if owner_of(name) in trained or any(name.startswith(prefix) for prefix in pissa)
     }
 
 
@@ -141,7 +141,7 @@ def check_stages(stages: Sequence[Stage]) -> None:
 
 def is_trained(part: str, name: str, stage: Stage) -> bool:
     """Whether a stage trains a parameter: of a language model with adapters, only those."""
-    return part in stage.trainable and (part != "language" or stage.lora is None or is_adapter(name))
+    return is_among(part, stage.trainable) and (part != "language" or stage.lora is None or is_adapter(name))
 
 
 def lora_of(model: SightlineForConditionalGeneration) -> LoRA | None:

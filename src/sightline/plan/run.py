@@ -10,6 +10,7 @@ from ..config import Recipe, Stage
 from ..errors import SightlineError
 from ..models.adapters import check_layers
 from ..models.modeling import SightlineForConditionalGeneration
+from ..models.parts import is_among, value_of
 from ..train.loop import num_steps
 from ..train.objective import Objective
 from ..train.setup import PartRow, set_trainable
@@ -194,7 +195,8 @@ def training_of(stage: Stage, model: SightlineForConditionalGeneration) -> Train
     taps = {
         tap
         for method in model.model.methods.all
-        if method.name in stage.trainable and any(True for _ in method.parameters())
+        if any(part.partition(".")[0] == method.name for part in stage.trainable)
+        and any(True for _ in method.parameters())
         for tap in method.needs.edits
     }
     return Training(
@@ -225,8 +227,8 @@ def parts_of(stage: Stage, sizes: Shapes, trained: Mapping[str, int]) -> tuple[P
     for name, count in sizes.parameters.items():
         held = stage.frozen if name in ("vision", "language") else "fp32"
         held = "bf16" if held == "nf4" and name == "vision" else held
-        if name in stage.trainable:
+        if is_among(name, stage.trainable):
             held = f"{held}, adapters fp32" if name == "language" and stage.lora is not None else "fp32"
-        lr = stage.lr_by_part.get(name, stage.lr) if name in stage.trainable else 0.0
+        lr = value_of(name, stage.lr_by_part, stage.lr) if is_among(name, stage.trainable) else 0.0
         parts.append(Part(name, count, trained[name], held, lr))
     return tuple(parts)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import LoRA
 from ..methods.base import Sizes
 from ..models.modeling import SightlineForConditionalGeneration
-from ..models.parts import named_parts
+from ..models.parts import named_parts, part_names
 from ..models.scales import num_tiles
 
 
@@ -102,7 +102,7 @@ class Shapes:
 def shapes(model: SightlineForConditionalGeneration) -> Shapes:
     """The sizes of a model."""
     config, inner = model.config, model.model
-    parameters = {"vision": 0, "connector": 0, "language": 0, **dict.fromkeys(inner.methods, 0)}
+    parameters = dict.fromkeys(part_names(model), 0)
     for part, _, parameter in named_parts(model):
         parameters[part] += parameter.numel()
     tower, sizes, methods = config.tower, inner.sizes, inner.methods

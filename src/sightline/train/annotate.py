@@ -75,7 +75,7 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
                 f"the recipe has no method '{name}'{did_you_mean(name, methods) or '.'} It has: {have}. "
                 f"Add it: methods=[{{name: {name}}}]"
             )
-        if name not in methods.columns(stage.weights).values():
+        if name not in methods.columns(stage).values():
             continue
         sources = [*read_data(stage.data, say), *read_data(stage.validation, say)]
         (method,) = (method for method in methods.all if method.name == name)

@@ -59,7 +59,7 @@ def lay_out(
     Args:
         columns: values held in memory; those that a stage needs and that are not there come from `readers`.
     """
-    asked = assembly.model.model.methods.columns(stage.weights)
+    asked = assembly.model.model.methods.columns(stage)
     needed = {name: method for name, method in asked.items() if not readers or name in (columns or {})}
     policies = Policies(bad_images=stage.bad_images, long_rows=stage.long_rows)
     parts = []
@@ -91,7 +91,7 @@ def open_annotations(setting: Setting, columns: Columns | None) -> list[Reader]:
         SightlineError: if a method has not annotated them.
     """
     methods = setting.assembly.model.model.methods
-    absent = {name: by for name, by in methods.columns(setting.stage.weights).items() if name not in (columns or {})}
+    absent = {name: by for name, by in methods.columns(setting.stage).items() if name not in (columns or {})}
     readers = []
     for method in methods.all:
         annotation = method.annotation(setting) if method.name in absent.values() else None

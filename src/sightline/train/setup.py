@@ -12,7 +12,7 @@ from ..config import Stage
 from ..errors import SightlineError, did_you_mean
 from ..models.adapters import is_trained
 from ..models.modeling import SightlineForConditionalGeneration
-from ..models.parts import named_parts
+from ..models.parts import is_among, named_parts, part_names, value_of
 from ..models.precision import num_weights
 
 
@@ -37,10 +37,9 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
     Raises:
         SightlineError: if the stage names a part that the model does not have.
     """
-    sizes: dict[str, int] = {"vision": 0, "connector": 0, "language": 0}
-    sizes |= dict.fromkeys(model.model.methods, 0)
+    sizes = dict.fromkeys(part_names(model), 0)
     for part in stage.trainable:
-        if part not in sizes:
+        if part not in sizes and part not in model.model.methods:
             raise SightlineError(
                 f"stage '{stage.name}' trains '{part}', which the model does not have"
                 f"{did_you_mean(part, sizes) or '.'} "
@@ -57,8 +56,8 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
         PartRow(
             part,
             size,
-            trains := part in stage.trainable,
-            lr=stage.lr_by_part.get(part, stage.lr) if trains else 0.0,
+            trains := is_among(part, stage.trainable),
+            lr=value_of(part, stage.lr_by_part, stage.lr) if trains else 0.0,
             weight_decay=stage.weight_decay if trains else 0.0,
             trained=trained[part],
             unused=tuple(sorted(unused)) if part == "vision" else (),
@@ -96,8 +95,9 @@ def set_modes(model: SightlineForConditionalGeneration, stage: Stage) -> None:
         **{name: [method] for name, method in inner.methods.items()},
     }
     for part in stage.trainable:
-        for module in modules[part]:
-            module.train()
+        method, _, own = part.partition(".")
+        for module in modules[method]:
+            (module.get_submodule(own) if own else module).train()
 
 
 def build_optimizer(model: SightlineForConditionalGeneration, table: list[PartRow], stage: Stage) -> torch.optim.AdamW:
