@@ -209,11 +209,11 @@ class Temperature(nn.Module):
 
     def __init__(self, temperature: float, max_scale: float) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # FSDP takes no scalars
         self.max_scale = max_scale
 
     def forward(self) -> Float[Tensor, ""]:
-        return self.log_scale.exp().clamp(max=self.max_scale)
+        return self.log_scale.exp().clamp(max=self.max_scale).squeeze(0)
 
 
 class SEAAnnotation(Annotation):
