@@ -31,10 +31,11 @@ from ..methods.base import Setting
 from ..models.backbones import location
 from ..models.digest import pixel_facts
 from ..models.joint import Extractor, JointEncoder, load_joint
+from ..models.scales import resize
 from ..progress import reading_bar
 from .drawing import How, seed_of
 from .images import ImageJob, ImageWork, run_images, sought
-from .labels import DRAWN_VALUES, EMPTY, LABEL_VALUES, Drawn, Labels, packed, packed_draws
+from .labels import DRAWN_VALUES, LABEL_VALUES, Drawn, Labels, id_type, packed, packed_draws
 from .nearest import WordTable
 from .sign import measure_signs
 
@@ -161,23 +162,19 @@ class Labelling(ImageWork):
     noun = "labels"
 
     def __init__(self, words: PatchWords, vocabulary: Sequence[str]) -> None:
-        """
-        Raises:
-            SightlineError: if the list is longer than the format of the labels can name.
-        """
-        if len(vocabulary) > EMPTY:
-            raise SightlineError(f"the list has {len(vocabulary):,} words; labels are kept for up to {EMPTY:,}.")
         self.words, self.batch, self.sign = words, BATCH, 1
+        self.id_type = id_type(len(vocabulary))
         self.grid, self.device = words.how.grid, words.setting.device
         self.processor = words.setting.assembly.image_processor
         self.joint: JointEncoder = load_joint(words.encoder, words.extractor).to(self.device)
         self.table = WordTable(self.joint.words(vocabulary, templates=words.templates, progress=True))
 
     def provenance(self) -> dict[str, Any]:
+        values = DRAWN_VALUES if self.words.drawn_epochs is not None else LABEL_VALUES
         return {
             "what": "words for each patch, the nearest of a list in an image-text encoder's joint space",
             "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
-            "values": DRAWN_VALUES if self.words.drawn_epochs is not None else LABEL_VALUES,
+            "values": values.format(none=torch.iinfo(self.id_type).max),
             "batch": self.batch,
             "encoder": self.words.encoder,
             "word list": self.words.words,
@@ -191,7 +188,8 @@ class Labelling(ImageWork):
     def views(self, image: Image.Image, key: str) -> dict[str, Tensor]:
         box, grid = seen_box(self.processor, image.size), self.grid
         if self.words.is_own:
-            pixels = self.processor([image], return_tensors="pt")["pixel_values"].float()
+            large = self.processor([image], return_tensors="pt")["pixel_values"].float()
+            pixels = resize(large, self.joint.image_size)  # of several scales the base, whose grid it is
         else:
             seen = seen_image(image, box, self.joint.image_size, self.processor, pixelated=False)
             pixels = normalised(seen, self.joint.image_processor)
@@ -201,7 +199,7 @@ class Labelling(ImageWork):
 
     def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         ids, scores = self.best(views["pixels"])
-        labels = packed(ids, scores.masked_fill(~views["inside"].unsqueeze(-1), 0.0))
+        labels = packed(ids, scores.masked_fill(~views["inside"].unsqueeze(-1), 0.0), self.id_type)
         if self.words.drawn_epochs is None:
             return labels
         return packed_draws(labels, views["seed"].tolist(), self.words.how, self.words.drawn_epochs)
