@@ -33,6 +33,7 @@ from ..models.digest import pixel_facts
 from ..models.joint import Extractor, JointEncoder, load_joint
 from ..models.scales import resize
 from ..progress import reading_bar
+from ..types import Sample
 from .drawing import How, seed_of
 from .images import ImageJob, ImageWork, run_images, sought
 from .labels import DRAWN_VALUES, LABEL_VALUES, Drawn, Labels, id_type, packed, packed_draws
@@ -144,8 +145,7 @@ class PatchWords:
     @property
     def is_own(self) -> bool:
         """Whether the encoder is what the model's tower was taken from, and sees the very same pixels."""
-        base = self.setting.assembly.model.config.base or {}
-        return base.get("vision") == location(self.encoder)
+        return is_own_tower(self.encoder, self.setting)
 
     def _sign(self) -> int:
         if self.sign != "auto":
@@ -185,14 +185,9 @@ class Labelling(ImageWork):
     def num_views(self, image: Image.Image) -> int:
         return 1
 
-    def views(self, image: Image.Image, key: str) -> dict[str, Tensor]:
+    def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
         box, grid = seen_box(self.processor, image.size), self.grid
-        if self.words.is_own:
-            large = self.processor([image], return_tensors="pt")["pixel_values"].float()
-            pixels = resize(large, self.joint.image_size)  # of several scales the base, whose grid it is
-        else:
-            seen = seen_image(image, box, self.joint.image_size, self.processor, pixelated=False)
-            pixels = normalised(seen, self.joint.image_processor)
+        pixels = seen_pixels(image, self.processor, self.joint, own=self.words.is_own)
         places = [divmod(place, grid) for place in range(grid**2)]
         inside = [not box.cell(row, column, grid).is_outside(image.size) for row, column in places]
         return {"pixels": pixels, "inside": torch.tensor([inside]), "seed": torch.tensor([seed_of(key)])}
@@ -226,6 +221,25 @@ def on_grid(patches: Float[Tensor, "views patches d"], grid: int) -> Float[Tenso
     image = patches.transpose(1, 2).unflatten(2, (side, side))
     image = F.interpolate(image, size=(grid, grid), mode="bilinear", antialias=grid < side, align_corners=False)
     return F.normalize(image.flatten(2).transpose(1, 2), dim=-1)
+
+
+def is_own_tower(encoder: str, setting: Setting) -> bool:
+    """Whether an encoder is what the model's tower was taken from, and sees the very same pixels."""
+    return (setting.assembly.model.config.base or {}).get("vision") == location(encoder)
+
+
+def seen_pixels(image: Image.Image, image_processor: Any, joint: JointEncoder, *, own: bool) -> Tensor:
+    """What the model sees of an image, as an encoder takes it: [1, 3, side, side].
+
+    Args:
+        own: whether the encoder is the model's own tower.
+    """
+    if own:
+        large = image_processor([image], return_tensors="pt")["pixel_values"].float()
+        return resize(large, joint.image_size)  # of several scales the base, whose grid it is
+    box = seen_box(image_processor, image.size)
+    seen = seen_image(image, box, joint.image_size, image_processor, pixelated=False)
+    return normalised(seen, joint.image_processor)
 
 
 def normalised(image: Image.Image, image_processor: Any) -> Tensor:
