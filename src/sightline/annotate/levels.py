@@ -22,7 +22,7 @@ from ..methods.base import Setting
 from ..models.digest import pixel_facts
 from ..progress import reading_bar
 from ..types import Sample
-from .images import ImageJob, run_images
+from .images import ImageJob, run_images, world_size
 from .levelreport import LevelReport, write_record, write_report
 from .pairs import PairScoring, RowScore, StoredScores, pair_keys
 from .patchwords import encoder_facts, is_own_tower
@@ -39,6 +39,10 @@ Place = tuple[int, int]
 """Where a row is: source, row in it."""
 Row = tuple[Place, str, RowScore | None]
 """Where a row is, what its source is called, and its score; None if an image cannot be read."""
+
+
+class Lacking(SightlineError):
+    """Some pairs have no scores yet."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,11 @@ class PairLevels:
             job = ImageJob(PairScoring(self.encoder, setting, self.facts))
             job.add(setting.stage.name, setting.sources, skip=setting.stage.bad_images == "skip")
             run_images(folder, job, setting.say)
-        if self._is_whole():
-            write_record(self._measured, folder)
+        try:
+            write_record(self._measured(), folder)
+        except Lacking:
+            if world_size() == 1:
+                raise
         return folder
 
     def open(self) -> LevelOf:
@@ -94,13 +101,18 @@ class PairLevels:
         Raises:
             SightlineError: if some scores are not there, with the command that computes them, or files are damaged.
         """
-        return LevelOf(self._scores, self._cuts)
+        scores, scored = self._read()
+        return LevelOf(scores, self._cut(scores, scored))
 
     def report(self) -> tuple[str, list[Path]]:
         """What the scores and levels are, in words, and files that show it."""
-        if not self._is_whole():
-            return "other processes still score pairs, so there is no report of levels; ask for it again", []
-        return self._measured.told(), write_report(self._measured, self.folder)
+        try:
+            measured = self._measured()
+        except Lacking:
+            if world_size() == 1:
+                raise
+            return "other processes still score pairs, so there is no report of levels yet: ask for it again", []
+        return measured.told(), write_report(measured, self.folder)
 
     @cached_property
     def folder(self) -> Path:
@@ -120,26 +132,20 @@ class PairLevels:
         }
         return json.loads(json.dumps(facts, default=str))
 
-    def _is_whole(self) -> bool:
-        """Whether no other process has scores to write yet."""
-        return self.given is not None or not self._missing(Store(self.folder))
+    def _measured(self) -> LevelReport:
+        scores, scored = self._read()
+        how = {"levels": self.levels, "by": self.by, "scope": self.scope}
+        made = {"encoder": self.encoder} if self.given is None else {"given": self.given}
+        return LevelReport(scored, self._cut(scores, scored), self.setting.sources, how | made, self.facts)
 
-    @cached_property
-    def _scores(self) -> StoredScores | GivenScores:
+    def _read(self) -> tuple[StoredScores | GivenScores, Scored]:
+        """What reads the score of a row, and those of the training data; all of the stage are there and verified."""
+        training = self.setting.sources[: len(self.setting.stage.data)]
         if self.given is not None:
-            return read_given(self.given)
-        if not (self.folder / "provenance.json").is_file():
-            raise SightlineError(
-                "AlignGPT has no scores for the image-caption pairs of this stage, so they have no levels: there is no "
-                f"{self.folder}; another encoder or transform has other scores. {FIX}"
-            )
-        return StoredScores(Store(self.folder))
-
-    @cached_property
-    def _scored(self) -> Scored:
-        """The scores of the training data, once all of the stage are there and verified."""
-        scores, training = self._scores, self.setting.sources[: len(self.setting.stage.data)]
-        rows = self._given(scores) if isinstance(scores, GivenScores) else self._stored(scores)
+            scores = read_given(self.given)
+            rows: list[Row] = [(place, s.source, RowScore(scores(s), 0, False)) for place, s in self._rows()]
+        else:
+            scores, rows = self._stored()
         rows = [row for row in rows if row[0][0] < len(training)]
         there = [(place, source, score) for place, source, score in rows if score is not None]
         if not there:
@@ -149,7 +155,7 @@ class PairLevels:
             )
         names = sorted({source for _, source, _ in there})
         number = {name: place for place, name in enumerate(names)}
-        return Scored(
+        return scores, Scored(
             scores=np.array([score.score for *_, score in there]),
             source=np.array([number[source] for _, source, _ in there]),
             names=tuple(names),
@@ -160,10 +166,8 @@ class PairLevels:
             unreadable=len(rows) - len(there),
         )
 
-    @cached_property
-    def _cuts(self) -> Cuts:
+    def _cut(self, scores: StoredScores | GivenScores, scored: Scored) -> Cuts:
         """Where the scores of the training data are cut; levels that are given stay as they are."""
-        scored, scores = self._scored, self._scores
         if isinstance(scores, GivenScores):
             every = scored.scores.tolist() if scores.by_id is None else scores.by_id.values()
             if (low := lowest_level(every, self.levels)) is not None:
@@ -171,33 +175,26 @@ class PairLevels:
                 return Cuts(self.levels, tuple(float(low + step) for step in range(1, self.levels)), {})
         return cut(scored, self.levels, self.by, self.scope)
 
-    @cached_property
-    def _measured(self) -> LevelReport:
-        how = {"levels": self.levels, "by": self.by, "scope": self.scope}
-        made = {"encoder": self.encoder} if self.given is None else {"given": self.given}
-        return LevelReport(self._scored, self._cuts, self.setting.sources, how | made, self.facts)
-
-    def _stored(self, scores: StoredScores) -> list[Row]:
-        if missing := self._missing(scores.store):
+    def _stored(self) -> tuple[StoredScores, list[Row]]:
+        """What reads stored scores, and those of all rows with an image."""
+        if not (self.folder / "provenance.json").is_file():
             raise SightlineError(
+                "AlignGPT has no scores for the image-caption pairs of this stage, so they have no levels: there is no "
+                f"{self.folder}; another encoder or transform has other scores. {FIX}"
+            )
+        store = Store(self.folder)
+        rows = [(place, sample.source, pair_keys(sample, remembered=True)) for place, sample in self._rows()]
+        wanted = {key for *_, keys in rows for key in keys or ()}
+        if missing := sum(key not in store for key in wanted):
+            raise Lacking(
                 "AlignGPT lacks the scores of some image-caption pairs of this stage, so their rows have no level: "
-                f"{len(missing):,} are not in {self.folder}. {FIX}"
+                f"{missing:,} of {len(wanted):,} are not in {self.folder}. {FIX}"
             )
         with reading_bar(f"verifying {self.folder}") as progress:
-            if damaged := scores.store.damaged({key for *_, keys in self._keys for key in keys or ()}, progress):
+            if damaged := store.damaged(wanted, progress):
                 raise SightlineError(f"{damaged[0]} is damaged; its scores are not used. {FIX}")
-        return [(place, source, None if keys is None else scores.of_keys(keys)) for place, source, keys in self._keys]
-
-    def _given(self, scores: GivenScores) -> list[Row]:
-        return [(place, sample.source, RowScore(scores(sample), 0, False)) for place, sample in self._rows()]
-
-    def _missing(self, store: Store) -> set[str]:
-        return {key for *_, keys in self._keys for key in keys or () if key not in store}
-
-    @cached_property
-    def _keys(self) -> list[tuple[Place, str, tuple[str, ...] | None]]:
-        """Every row with an image, its source, and the keys of its pairs; None if an image cannot be read."""
-        return [(place, sample.source, pair_keys(sample, remembered=True)) for place, sample in self._rows()]
+        scores = StoredScores(store)
+        return scores, [(place, source, None if keys is None else scores.of_keys(keys)) for place, source, keys in rows]
 
     def _rows(self) -> Iterator[tuple[Place, Sample]]:
         """Every row with an image, and where it is."""

@@ -7,7 +7,7 @@ What their code reads there is a level itself, counted from 0; so whole numbers 
 """
 
 import hashlib
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ def number(value: Any, where: str) -> float:
     Raises:
         SightlineError: if it is no number, or not a finite one.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         what = shown(value) if isinstance(value, float) else kind(value)
         raise SightlineError(f"{where}: '{FIELD}' should be a number, and is {what}. Mend it, or remove the row.")
     return float(value)
