@@ -134,9 +134,12 @@ class PairLevels:
 
     def _measured(self) -> LevelReport:
         scores, scored = self._read()
-        how = {"levels": self.levels, "by": self.by, "scope": self.scope}
-        made = {"encoder": self.encoder} if self.given is None else {"given": self.given}
-        return LevelReport(scored, self._cut(scores, scored), self.setting.sources, how | made, self.facts)
+        how: dict[str, Any] = {"levels": self.levels, "by": self.by, "scope": self.scope}
+        if self.given is None:
+            how["encoder"] = self.encoder
+        else:
+            how |= {"given": self.given, "given levels are counted from": self._counted_from(scores, scored)}
+        return LevelReport(scored, self._cut(scores, scored), self.setting.sources, how, self.facts)
 
     def _read(self) -> tuple[StoredScores | GivenScores, Scored]:
         """What reads the score of a row, and those of the training data; all of the stage are there and verified."""
@@ -168,12 +171,15 @@ class PairLevels:
 
     def _cut(self, scores: StoredScores | GivenScores, scored: Scored) -> Cuts:
         """Where the scores of the training data are cut; levels that are given stay as they are."""
-        if isinstance(scores, GivenScores):
-            every = scored.scores.tolist() if scores.by_id is None else scores.by_id.values()
-            if (low := lowest_level(every, self.levels)) is not None:
-                self.setting.say(f"the similarities are whole numbers, and taken as levels counted from {low}")
-                return Cuts(self.levels, tuple(float(low + step) for step in range(1, self.levels)), {})
+        if (low := self._counted_from(scores, scored)) is not None:
+            return Cuts(self.levels, tuple(float(low + step) for step in range(1, self.levels)), {})
         return cut(scored, self.levels, self.by, self.scope)
+
+    def _counted_from(self, scores: StoredScores | GivenScores, scored: Scored) -> int | None:
+        """What levels that are given are counted from; None for scores."""
+        if isinstance(scores, StoredScores):
+            return None
+        return lowest_level(scored.scores.tolist() if scores.by_id is None else scores.by_id.values(), self.levels)
 
     def _stored(self) -> tuple[StoredScores, list[Row]]:
         """What reads stored scores, and those of all rows with an image."""
