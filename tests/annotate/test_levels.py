@@ -405,7 +405,7 @@ def test_a_picture_that_cannot_be_decoded(pair_levels, data: Path):
 
 
 def test_a_model_of_several_scales_shows_the_encoder_its_own_size(pair_levels):
-    """The model's pixels are larger than the encoder's then, so the encoder gets its own of the same part."""
+    """The model's pixels are larger than the encoder's then, and made smaller for it."""
     levels = pair_levels(model={"vision_scales": [1, 2]})
     levels.compute()
     plain = pair_levels(folder="plain")
@@ -459,6 +459,8 @@ def test_whole_numbers_are_levels_already(low: int, pair_levels, data: Path):
     levels = pair_levels(files=("captions.json",), given=str(data / "given.json"))
     found = levels.open()
     assert [found(sample) for sample in rows(levels)] == [value - low + 1 for value in given]
+    record = json.loads(levels.report()[1][2].read_text())
+    assert record["given levels are counted from"] == low and record["rows by level"]["all"] == [8, 1, 1, 2]
     with pytest.raises(SightlineError, match=rf"whole numbers from {low} to {low + 3}, so they are levels, and .* 3"):
         replace(levels, levels=3).open()
 

@@ -102,7 +102,7 @@ class PairScoring(ImageWork):
 
     def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
         texts = self.text.read("" if sample is None else caption(sample))
-        pixels = seen_pixels(image, self.processor, None if self.is_own else self.joint)
+        pixels = seen_pixels(image, self.processor, self.joint, own=self.is_own)
         pair = torch.tensor(int(key[:15], 16))  # 60 bits: what tells a pair from the next one
         return {**texts, "pixels": pixels.expand(len(texts["ids"]), -1, -1, -1), "pair": pair.expand(len(texts["ids"]))}
 
