@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sightline.annotate import images
-from sightline.annotate.drawing import Drawing, FromLabels, How
-from sightline.annotate.labels import EMPTY, unpacked
+from sightline.annotate.drawing import NONE, Drawing, FromLabels, How
+from sightline.annotate.labels import unpacked
 from sightline.checkpoints import why_not_stock
 from sightline.config import Recipe, check
 from sightline.data.collate import collate
 from sightline.data.dataset import Rows
-from sightline.data.features import image_key
+from sightline.data.features import image_key, image_name
 from sightline.data.sources import read_llava_json
 from sightline.data.store import Store
 from sightline.data.templates import get_template
@@ -30,9 +30,11 @@ from sightline.methods.base import Setting, Sizes
 from sightline.methods.compose import build_methods
 from sightline.methods.sea import LOSS, SEA, SEAConfig, drawn_of, one_per_word
 from sightline.models.assemble import Assembly, assemble
+from sightline.models.parts import part_of
 from sightline.train import train
 from sightline.train.annotate import annotate_method
 from sightline.train.objective import Objective
+from sightline.train.setup import set_trainable
 from sightline.types import Batch
 
 WORDS = ("red", "blue", "green", "a", "box", "two", "cat", "yes", "table", "ball")
@@ -68,19 +70,22 @@ def recipe(
     )
 
 
-def ready(tiny_joint, tiny, pictures: Path, words: Path, **sea) -> tuple[Assembly, Batch]:
-    """A model with SEA that has begun, and a batch of rows with random labels: one image, none, two images."""
+def random_labels(image):
+    """Three labels of each patch."""
+    rng = np.random.default_rng(int(image_key(image)[:8], 16))
+    return image_key(image), rng.integers(0, len(WORDS), (16, 3)), rng.random((16, 3))
+
+
+def ready(
+    tiny_joint, tiny, pictures: Path, words: Path, *, numbers=(0, 13, 12, 1), labels=random_labels, **sea
+) -> tuple[Assembly, Batch]:
+    """A model with SEA that has begun, and a batch of rows with labels: by default one image, none, two images, one."""
     torch.manual_seed(1)
     made = recipe(tiny_joint, tiny, pictures, words.parent, words, **sea)
     assembly = assemble(str(tiny_joint["clip"]), str(tiny["llama"]), methods=made.methods)
     method = assembly.model.model.methods["sea"]
     method.begin(Setting(made, 0, assembly, torch.device("cpu")))
     how = How(grid=4, seed=0)
-
-    def labels(image):
-        rng = np.random.default_rng(int(image_key(image)[:8], 16))
-        return image_key(image), rng.integers(0, len(WORDS), (16, 3)), rng.random((16, 3))
-
     drawing = Drawing(how, FromLabels(how, labels))
     rows = Rows(
         read_llava_json(pictures / "chats.json"),
@@ -89,7 +94,7 @@ def ready(tiny_joint, tiny, pictures: Path, words: Path, **sea) -> tuple[Assembl
         readers=[lambda sample, epoch: {"sea/drawn": drawing(sample, epoch)}],
         needed={},
     )
-    return assembly, collate([rows[(0, row)] for row in (0, 13, 12, 1)], pad_id=rows.processor.pad_id)
+    return assembly, collate([rows[(0, row)] for row in numbers], pad_id=rows.processor.pad_id)
 
 
 def test_drawn_places_are_those_of_their_images(tiny_joint, tiny, pictures, words):
@@ -146,6 +151,73 @@ def test_gradients_reach_the_connector_and_the_temperature_alone(tiny_joint, tin
     assert not any("embed_tokens" in name for name in moved), "the words' table is a target, not a pupil"
 
 
+def test_in_stage_1_the_frozen_parts_have_no_gradient(tiny_joint, tiny, pictures, words):
+    """Neither the words' table nor the tower; the temperature only where the stage trains `sea`. And lambda weighs."""
+    for trainable in (["connector", "sea"], ["connector"]):
+        assembly, batch = ready(tiny_joint, tiny, pictures, words)
+        stage = recipe(tiny_joint, tiny, pictures, words.parent, words).stages[0]
+        set_trainable(assembly.model, stage.model_copy(update={"trainable": trainable}))
+        objective = Objective(assembly.model, {LOSS: 0.3})
+        sums, counts = objective(batch), objective.counts(batch)
+        total = objective.total(sums, counts)
+        torch.testing.assert_close(total, sums["answer"] / counts["answer"] + 0.3 * sums[LOSS])
+        total.backward()
+        trained = {part_of(name) for name, p in assembly.model.named_parameters() if p.grad is not None}
+        assert trained == set(trainable)
+        assert all(p.grad is None or p.grad.any() for p in assembly.model.parameters())
+
+
+def no_labels(image):
+    return image_key(image), np.zeros((16, 3), dtype=np.int64), np.zeros((16, 3))
+
+
+def one_word(image):
+    return image_key(image), np.full((16, 1), 3), np.ones((16, 1))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "labels"), [((13, 13), random_labels), ((0, 12), no_labels), ((0, 13, 12, 1), one_word)]
+)
+@pytest.mark.parametrize("scope", ["micro-batch", "gathered"])
+def test_fewer_than_two_pairs_teach_nothing(tiny_joint, tiny, pictures, words, numbers, labels, scope):
+    """A batch of text, of images without labels, of one word alone: the loss is 0, and what trains has gradients of 0,
+    as the other processes expect."""
+    assembly, batch = ready(tiny_joint, tiny, pictures, words, numbers=numbers, labels=labels, scope=scope)
+    set_trainable(assembly.model, recipe(tiny_joint, tiny, pictures, words.parent, words).stages[0])
+    objective = Objective(assembly.model, {LOSS: 1.0, "language": 0.0})
+    sums = objective(batch)
+    total = objective.total(sums, objective.counts(batch))
+    assert total.item() == sums[LOSS].item() == 0
+    total.backward()
+    trained = [p for p in assembly.model.parameters() if p.requires_grad]
+    assert len(trained) == 5
+    assert all(p.grad is not None and not p.grad.any() for p in trained)
+
+
+def test_an_image_without_labels_contributes_nothing_and_leaves_the_others(tiny_joint, tiny, pictures, words):
+    def labels(image):
+        return (no_labels if image_name(image).endswith("1.png") else random_labels)(image)
+
+    _, everything = ready(tiny_joint, tiny, pictures, words, numbers=(0, 1, 2))
+    _, batch = ready(tiny_joint, tiny, pictures, words, numbers=(0, 1, 2), labels=labels)
+    drawn, before = drawn_of(batch), drawn_of(everything)
+    assert len(before) == 12 and len(drawn) == 8
+    assert torch.equal(drawn, before[before[:, 0] // 16 != 1])
+
+
+@pytest.mark.parametrize(("partial", "count"), [(True, 196), (False, 169)])
+def test_what_a_recipe_says_is_how_labels_are_drawn(tiny_joint, tiny, pictures, words, partial: bool, count: int):
+    """And by default one patch of each 2 x 2; on SigLIP's grid of 27 x 27 windows at the edge count, or do not."""
+    options = {"partial_windows": partial, "sharpen": 2.0, "window": 3}
+    made = recipe(tiny_joint, tiny, pictures, words.parent, words, **options).model_copy(update={"seed": 5})
+    setting = Setting(made, 0, ready(tiny_joint, tiny, pictures, words)[0], torch.device("cpu"))
+    method = build_methods(made.methods, replace(SIZES, tokens=729))["sea"]
+    assert method.patch_words(setting).how == How(grid=27, seed=5, window=3, partial=partial, power=2.0)
+    default = SEA(SEAConfig(words=str(words), partial_windows=partial), replace(SIZES, tokens=729))
+    how = default.patch_words(setting).how
+    assert (how.window, how.power, len(how.squares)) == (2, 1.0, count)
+
+
 def test_the_temperature_begins_where_it_should_and_is_bounded():
     scale = SEA(SEAConfig(), SIZES).train_only["temperature"]
     assert float(scale()) == pytest.approx(1 / 0.07)
@@ -159,6 +231,19 @@ def test_the_papers_preset_and_what_it_leaves():
     assert (paper.sign, paper.temperature, paper.top, paper.window) == (-1, 1.0, 10, 2)
     assert SEAConfig(preset="sea_paper", sign=1).sign == 1, "what is given stays"
     assert (SEAConfig().sign, SEAConfig().temperature) == ("auto", 0.07)
+
+
+def test_the_papers_negation_is_of_the_last_layer():
+    """Whoever takes another extractor says the sign."""
+    for extractor in ("value", "surgery"):
+        with pytest.raises(SightlineError, match="sea_paper negates what the last layer gives, and extractor is anot"):
+            build_methods([{"name": "sea", "preset": "sea_paper", "extractor": extractor}], SIZES)
+        assert SEAConfig(preset="sea_paper", extractor=extractor, sign=1).temperature == 1
+
+
+def test_a_window_whose_places_a_byte_cannot_name_is_refused():
+    with pytest.raises(SightlineError, match="window: Input should be less than or equal to 16"):
+        build_methods([{"name": "sea", "window": 17}], SIZES)
 
 
 def test_a_grid_that_is_no_square_is_refused():
@@ -233,7 +318,7 @@ def test_padding_has_no_labels(tiny_joint, tiny, pictures, tmp_path, words):
     made = recipe(tiny_joint, tiny, folder, tmp_path, words, sign=1)
     (stored,) = annotate_method(made, "sea")
     ids, scores = unpacked(Store(stored).read(image_key(folder / "images" / "0.png")))
-    empty = (ids == EMPTY).all(axis=1).reshape(4, 4).all(axis=1)
+    empty = (ids == NONE).all(axis=1).reshape(4, 4).all(axis=1)
     assert empty[[0, 3]].all() and (scores.reshape(4, -1)[[0, 3]] == 0).all()
     assert not empty[1:3].all()
 

@@ -58,6 +58,17 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def write_words_of_patches(folder: Path) -> None:
+    """Labels of patches for SEA, of all pictures; of two of them there are none."""
+    words = ("red", "blue", "green", "box", "two", "cat", "yes", "table", "ball")
+    (folder / "words.txt").write_text("\n".join(words))
+    rows = []
+    for n in range(12):
+        of_patches = [[] if n in (2, 5) else [words[(n + place) % 7], words[place % 9]] for place in range(16)]
+        rows.append({"image": f"images/{n}.png", "patches": [{"words": of_patch} for of_patch in of_patches]})
+    (folder / "patches.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
 @pytest.mark.timeout(280)
 def test_two_processes_do_what_one_does(tiny: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     """One launch, since importing torch twice is most of it; the checks are in two_processes.py, the runs here.
@@ -66,6 +77,7 @@ def test_two_processes_do_what_one_does(tiny: dict[str, Path], pictures: Path, t
     """
     (tmp_path / "parts").symlink_to(tiny["clip"].parent)
     (tmp_path / "pictures").symlink_to(pictures)
+    write_words_of_patches(tmp_path)
     one = train(recipe(tiny, pictures, tmp_path / "one"), quiet=True)
     interrupt(one, tmp_path / "onwards", "00-pretrain-0000002")
     interrupt(one, tmp_path / "later", "01-tune-0000002")

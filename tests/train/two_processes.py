@@ -18,35 +18,56 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from sightline.config import Stage, load_recipe
+from sightline.config import Stage, check, load_recipe
 from sightline.data.collate import collate
 from sightline.data.dataset import Fetched, Mixture, Rows
 from sightline.data.sources import read_llava_json
 from sightline.data.templates import get_template
+from sightline.methods.base import Setting
 from sightline.models.assemble import Assembly, assemble
 from sightline.train import train
 from sightline.train.engine import Engine, outline, put_together, whole
 from sightline.train.loop import in_step, validate
 from sightline.train.objective import Objective
 from sightline.train.processes import Processes, joined
+from sightline.train.rows import open_annotations
 from sightline.train.setup import build_optimizer, set_trainable
 from sightline.train.step import take_step
 from sightline.types import Batch
 
 FOLDER = Path(sys.argv[1])
 PICTURES = FOLDER / "pictures"
+PARTS = {"vision": str(FOLDER / "parts" / "clip"), "language": str(FOLDER / "parts" / "tied")}
 CONTRAST = {"name": "toy:Contrast"}
 METHODS = ({"name": "toy:Toy"}, {"name": "toy:Nudge"}, {"name": "toy:Watcher"})
+SEA = {"name": "sea", "labels": str(FOLDER / "patches.jsonl"), "words": str(FOLDER / "words.txt"), "scope": "gathered"}
+"""Of the pictures 2 and 5 no patch has a label."""
+GATHERED = {
+    "rows": (CONTRAST, [[[0, 1, 2], [12, 13]]]),
+    "patches, and a picture that both have": (SEA, [[[0, 1, 3], [12]]]),
+    "patches in a round and a half": (SEA, [[[0, 1], [12, 3]], [[4, 9]]]),
+    "no label on one": (SEA, [[[2, 5], [0, 1, 12]]]),
+    "no image on one": (SEA, [[[0, 12], [13, 13]]]),
+    "no label on either": (SEA, [[[2, 5, 2], [13]]]),
+}
+"""For each case a method, and in each round of forward passes the rows of each process."""
 
 
 def build(*methods: dict) -> tuple[Assembly, Rows]:
     """A tiny model in fp64 without dropout, and its rows."""
     torch.manual_seed(3)
-    assembly = assemble(str(FOLDER / "parts" / "clip"), str(FOLDER / "parts" / "tied"), methods=methods)
+    assembly = assemble(**PARTS, methods=methods)
     assembly.model.double()
     samples = read_llava_json(PICTURES / "chats.json")
     columns = {"toy/level": {s.id: torch.tensor(len(s.id) % 4) for s in samples}}
-    return assembly, Rows(samples, assembly.processor(get_template("vicuna_v1")), seed=0, columns=columns)
+    weights = {spec.name: 1.0 for spec in assembly.model.model.methods.loss_specs}
+    stage = {"name": "s", "data": {"path": "x"}, "trainable": ["connector"], "weights": weights}
+    recipe = check({"name": "two", "model": PARTS, "methods": list(methods), "stages": [stage]})
+    setting = Setting(recipe, 0, assembly, torch.device("cpu"), [samples])
+    for method in assembly.model.model.methods.all:
+        method.begin(setting)
+    processor, readers = assembly.processor(get_template("vicuna_v1")), open_annotations(setting, columns)
+    return assembly, Rows(samples, processor, seed=0, columns=columns, readers=readers)
 
 
 def batch_of(rows: Rows, numbers: list[int]) -> Batch:
@@ -59,8 +80,7 @@ def stepped(processes: Processes, parallel, groups: list[list[int]], *methods: d
     assembly, rows = build(*methods)
     if weights is None:
         weights = {spec.name: 1.0 for spec in assembly.model.model.methods.loss_specs}
-    names = [method["name"].split(":")[1].lower() for method in methods]
-    names = [name for name in names if list(assembly.model.model.methods[name].parameters())]
+    names = [method.name for method in assembly.model.model.methods.all if list(method.parameters())]
     stage = Stage.model_validate(
         {
             "name": "s",
@@ -121,18 +141,30 @@ def short_step(processes: Processes, parallel) -> None:
     same(one, stepped(processes, parallel, [[0, 12], [13, 1], [2]], *METHODS[1:]))
 
 
-def contrasted() -> tuple:
-    """The contrastive loss in one process, over all rows at once; before there is another process to gather from."""
-    one = stepped(Processes(), "ddp", [[0, 1, 2, 12, 13]], CONTRAST)
-    by_micro_batch = stepped(Processes(), "ddp", [[0, 1], [2, 12], [13]], CONTRAST)
-    assert one[0]["loss/contrast/rows"] > 0.1
-    assert abs(by_micro_batch[0]["loss/contrast/rows"] - one[0]["loss/contrast/rows"]) > 1e-3, "another loss"
-    return one
+def contrasted() -> dict[str, tuple]:
+    """The contrastive losses in one process, each round in one pass; before there is another process to gather from."""
+    alone = {
+        name: stepped(Processes(), "ddp", [[row for rows in group for row in rows] for group in rounds], method)
+        for name, (method, rounds) in GATHERED.items()
+    }
+    for name, loss in (("rows", "contrast/rows"), ("patches, and a picture that both have", "sea/contrastive")):
+        method, (groups,) = GATHERED[name]
+        found, apart = alone[name][0], stepped(Processes(), "ddp", groups, method)[0]
+        assert found[f"loss/{loss}"] > 0.1
+        assert abs(apart[f"loss/{loss}"] - found[f"loss/{loss}"]) > 1e-3, "by micro-batch it is another loss"
+    assert alone["no label on either"][0]["loss/sea/contrastive"] == 0
+    assert alone["no label on one"][0]["loss/sea/contrastive"] > 0.1
+    return alone
 
 
-def gathered(processes: Processes, parallel, one: tuple) -> None:
-    """A contrastive loss over the rows of both processes is that of one process with all rows, also when uneven."""
-    same(one, stepped(processes, parallel, [[0, 1, 2], [12, 13]], CONTRAST))
+def gathered(processes: Processes, parallel, alone: dict[str, tuple]) -> None:
+    """A contrastive loss over what both processes have is that of one process that has it all: its gradients too, of
+    the connector and of SEA's temperature; with uneven shares, and where one has nothing to contrast."""
+    for name, (method, rounds) in GATHERED.items():
+        try:
+            same(alone[name], stepped(processes, parallel, [rows for group in rounds for rows in group], method))
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
 
 
 def held_out(processes: Processes, parallel) -> None:
@@ -179,12 +211,12 @@ def report(processes: Processes, name: str, check: Callable[[], object]) -> None
 
 
 def main() -> None:
-    one = contrasted()
+    alone = contrasted()
     with joined("cpu") as processes:
         for parallel in ("ddp", "fsdp"):
             for check in (additive, text_on_one, short_step, held_out):
                 report(processes, f"{check.__name__} {parallel}", partial(check, processes, parallel))
-            report(processes, f"gathered {parallel}", partial(gathered, processes, parallel, one))
+            report(processes, f"gathered {parallel}", partial(gathered, processes, parallel, alone))
         report(processes, "put_together_again", partial(put_together_again, processes, "fsdp"))
         for name in sys.argv[2:]:
             run = partial(train, load_recipe(FOLDER / f"{name}.yaml"), quiet=True, resume=True)

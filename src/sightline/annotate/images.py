@@ -1,9 +1,9 @@
 """Something computed once for every image of a recipe, in fixed shards, resumable and shared among processes.
 
-Images are taken in the order in which the stages' rows first name them, each once however often it occurs. Shards and
-the batches within them have fixed boundaries, and every batch has the same size (the last one of a shard is filled with
-black views), so that a run that was killed, or several processes under torchrun, write the same bytes as one that was
-not.
+Images are taken in the order in which the stages' rows first name them, each once however often it occurs, or once with
+each caption where the work's key holds both. Shards and the batches within them have fixed boundaries, and every batch
+has the same size (the last one of a shard is filled with black views), so that a run that was killed, or several
+processes under torchrun, write the same bytes as one that was not.
 """
 
 import errno
@@ -44,16 +44,26 @@ class ImageWork(ABC):
 
     noun: str
     """What comes out, for people: `features`."""
+    things: str = "images"
+    """What it is computed of, for people."""
     batch: int
     """Views that are computed at a time; a store keeps that of its first run."""
+
+    def key(self, image: str, sample: Sample) -> str:
+        """The key that what comes out is kept by: the image's own, if it does not depend on the row the image is in."""
+        return image
 
     @abstractmethod
     def num_views(self, image: Image.Image) -> int:
         """Views of an image."""
 
     @abstractmethod
-    def views(self, image: Image.Image, key: str) -> dict[str, Tensor]:
-        """What is computed on, by name, a row for each view of an image: its pixels, and what else is known of it."""
+    def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
+        """What is computed on, by name, a row for each view of an image: its pixels, and what else is known of it.
+
+        Args:
+            sample: the row that first names the image, under this key.
+        """
 
     @abstractmethod
     def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -87,13 +97,16 @@ class ImageJob:
 
     def image(self, place: Place) -> ImageSource:
         """The image at a place."""
-        source, row, number = place
-        return self.sources[source][row].images[number]
+        return self.sample(place).images[place[2]]
+
+    def sample(self, place: Place) -> Sample:
+        """The row of a place."""
+        return self.sources[place[0]][place[1]]
 
     def refuse(self, place: Place, error: ImageError) -> None:
         """Raise the error of an image with the row it is in, unless its stage skips such rows."""
         if not self.skips[place[0]]:
-            sample = self.sources[place[0]][place[1]]
+            sample = self.sample(place)
             raise SightlineError(f"sample '{sample.id}' ({sample.source}): {error} Or say bad_images=skip.")
 
 
@@ -139,12 +152,12 @@ def _run(folder: Path, job: ImageJob, say: Callable[[str], None]) -> None:
     new = [key for key in places if key not in store and key not in covered]
     missing = len(covered) + len(new)
     if not missing:
-        say(f"{job.title}: nothing to do, the {work.noun} of all {len(places):,} images are in {folder}")
+        say(f"{job.title}: nothing to do, the {work.noun} of all {len(places):,} {work.things} are in {folder}")
         return
     each, free = _bytes_of(job, next(iter(places.values()))), shutil.disk_usage(folder).free
     say(
-        f"{job.title}: {work.noun} of {missing:,} images, {size(each)} each, take {size(missing * each)} in {folder}; "
-        f"{size(free)} are free"
+        f"{job.title}: {work.noun} of {missing:,} {work.things}, {size(each)} each, take {size(missing * each)} in "
+        f"{folder}; {size(free)} are free"
     )
     if missing * each > free:
         raise SightlineError(
@@ -157,7 +170,7 @@ def _run(folder: Path, job: ImageJob, say: Callable[[str], None]) -> None:
         mine = [shard for shard in store.missing() if all(key in places for key in shard.keys)]
     mine = [shard for shard in mine if shard.number % world == rank]
     done, total = 0, sum(len(shard.keys) for shard in mine)
-    with reading_bar(f"{work.noun} of {total:,} images") as progress:
+    with reading_bar(f"{work.noun} of {total:,} {work.things}") as progress:
         for shard in mine:
             values = values_of(job, shard, places, lambda count: progress(done + count, total))  # noqa: B023
             store.write(shard, values)
@@ -166,7 +179,7 @@ def _run(folder: Path, job: ImageJob, say: Callable[[str], None]) -> None:
 
 
 def unique_images(job: ImageJob, say: Callable[[str], None]) -> dict[str, Place]:
-    """The key of every image, in order of first appearance, with its first place.
+    """The key of everything to compute, in order of first appearance, with its first place.
 
     Raises:
         ImageError: for an image that cannot be read, unless its stage skips those.
@@ -175,10 +188,11 @@ def unique_images(job: ImageJob, say: Callable[[str], None]) -> dict[str, Place]
     sizes = [len(source) for source in job.sources]
     unreadable: set[str] = set()
     with reading_bar("hashing images") as progress:
-        for image, place in images_of(job.sources):
+        for sample, place in images_of(job.sources):
+            image = sample.images[place[2]]
             key = image_key(image)
             if key is not None:
-                places.setdefault(key, place)
+                places.setdefault(job.work.key(key, sample), place)
             else:
                 job.refuse(place, ImageError(f"cannot read image {image_name(image)}. Put the file there."))
                 unreadable.add(image_name(image))
@@ -188,12 +202,13 @@ def unique_images(job: ImageJob, say: Callable[[str], None]) -> dict[str, Place]
     return places
 
 
-def images_of(sources: Sequence[Sequence[Sample]]) -> Iterator[tuple[ImageSource, Place]]:
-    """Every image of the rows, in order, with its place."""
+def images_of(sources: Sequence[Sequence[Sample]]) -> Iterator[tuple[Sample, Place]]:
+    """The place of every image of the rows, in order, with its row."""
     for number, source in enumerate(sources):
         for row in range(len(source)):
-            for place, image in enumerate(source[row].images):
-                yield image, (number, row, place)
+            sample = source[row]
+            for place in range(len(sample.images)):
+                yield sample, (number, row, place)
 
 
 def sought(
@@ -202,8 +217,8 @@ def sought(
     """The keys of the rows' images, and those of them that a store lacks; images that cannot be read have none."""
     total = sum(len(source) for source in sources)
     keys: set[str] = set()
-    for done, (image, _) in enumerate(images_of(sources)):
-        if (key := remembered_key(image)) is not None:
+    for done, (sample, place) in enumerate(images_of(sources)):
+        if (key := remembered_key(sample.images[place[2]])) is not None:
             keys.add(key)
         progress(min(done, total), total)
     return keys, {key for key in keys if key not in store}
@@ -229,8 +244,9 @@ def values_of(
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // world_size())) as pool:
         for begin in range(0, len(shard.keys), work.batch):
             keys = shard.keys[begin : begin + work.batch]
-            images = [job.image(places[key]) for key in keys]
-            for key, views in zip(keys, pool.map(_views, [work] * len(keys), keys, images), strict=True):
+            samples, numbers = [job.sample(places[key]) for key in keys], [places[key][2] for key in keys]
+            found = pool.map(_views, [work] * len(keys), keys, samples, numbers)
+            for key, views in zip(keys, found, strict=True):
                 if isinstance(views, ImageError):
                     job.refuse(places[key], views)
                     views = none
@@ -262,20 +278,21 @@ def filled(views: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     return {name: torch.cat([value, value.new_zeros(empty, *value.shape[1:])]) for name, value in views.items()}
 
 
-def _views(work: ImageWork, key: str, image: ImageSource) -> dict[str, Tensor] | ImageError:
-    """The views of an image, or why it cannot be decoded.
+def _views(work: ImageWork, key: str, sample: Sample, number: int) -> dict[str, Tensor] | ImageError:
+    """The views of an image of a row, or why it cannot be decoded.
 
     Raises:
         SightlineError: if its bytes are no longer those of the key.
     """
+    image = sample.images[number]
     data = image_bytes(image)
-    if data is None or hashlib.sha256(data).hexdigest() != key:
+    if data is None or work.key(hashlib.sha256(data).hexdigest(), sample) != key:
         raise SightlineError(
             f"image {image_name(image)} changed while {work.noun} were computed. Leave the images alone, and run "
             "this again; the shards that were written stay."
         )
     try:
-        return work.views(load_image(EmbeddedImage(image_name(image), data)), key)
+        return work.views(load_image(EmbeddedImage(image_name(image), data)), key, sample)
     except ImageError as error:
         return error
 

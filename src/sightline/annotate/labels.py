@@ -1,4 +1,7 @@
-"""Labels of patches as they are kept, 3 bytes each, and read again; or what is drawn of them, 3 bytes a window."""
+"""Labels of patches as they are kept, 3 bytes each, and read again; or what is drawn of them, 3 bytes a window.
+
+A word is two bytes of them, and four where the list is longer than 65,535 words.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,17 +17,15 @@ from ..errors import ImageError, SightlineError
 from ..types import ImageSource
 from .drawing import NONE, How, out_of_order
 
-EMPTY = 2**16 - 1
-"""The id of no word."""
 NO_PLACE = 2**8 - 1
 LEVELS = 255
 """Scores are kept as so many parts of the image's best."""
 LABEL_VALUES = (
-    f"words: [1, patches, top], line numbers in words.txt from 0, {EMPTY} is none; scores: [1, patches, top], in "
+    "words: [1, patches, top], line numbers in words.txt from 0, {none} is none; scores: [1, patches, top], in "
     f"{LEVELS}ths of best: [1], a cosine times the sign; an image that cannot be decoded has no row"
 )
 DRAWN_VALUES = (
-    f"words: [1, epochs, windows], line numbers in words.txt from 0, {EMPTY} is none; places: [1, epochs, windows], in "
+    "words: [1, epochs, windows], line numbers in words.txt from 0, {none} is none; places: [1, epochs, windows], in "
     "the window, in reading order; an image that cannot be decoded has no row"
 )
 
@@ -70,7 +71,7 @@ class Drawn:
                 "drawn_epochs in the method's options, and annotate again."
             )
         squares = self.how.squares
-        there = words[epoch] != EMPTY
+        there = words[epoch] != np.iinfo(words.dtype).max
         places = squares[np.arange(len(squares)), np.where(there, slots[epoch], 0)]
         return key, np.where(there[:, None], np.stack([places, words[epoch].astype(np.int64)], axis=1), NONE)
 
@@ -92,35 +93,48 @@ def stored(store: Store, image: ImageSource, *, another: bool = False) -> tuple[
     return key or "", values
 
 
-def packed(ids: Int[Tensor, "views patches top"], scores: Float[Tensor, "views patches top"]) -> dict[str, Tensor]:
-    """Labels as they are kept. Scores of 0 or less are none; no score that counts becomes 0."""
+def id_type(words: int) -> torch.dtype:
+    """The type that the ids of a list of so many words are kept in. Its largest number stands for no word."""
+    return torch.uint16 if words < 2**16 else torch.uint32
+
+
+def packed(
+    ids: Int[Tensor, "views patches top"],
+    scores: Float[Tensor, "views patches top"],
+    dtype: torch.dtype = torch.uint16,
+) -> dict[str, Tensor]:
+    """Labels as they are kept. Scores of 0 or less are none; no score that counts becomes 0.
+
+    Args:
+        dtype: of the ids, an `id_type`.
+    """
     best = scores.amax(dim=(1, 2)).clamp(min=0)
     levels = (scores / best.clamp(min=1e-12)[:, None, None] * LEVELS).round().clamp(min=1)
     there = scores > 0
     return {
-        "words": torch.where(there, ids, EMPTY).to(torch.uint16),
+        "words": torch.where(there, ids, torch.iinfo(dtype).max).to(dtype),
         "scores": torch.where(there, levels, 0).to(torch.uint8),
         "best": best.to(torch.float16),
     }
 
 
 def unpacked(values: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and scores of an image's patches, [patches, top], from how they are kept."""
+    """Ids and scores of an image's patches, [patches, top], from how they are kept; `NONE` and 0 for no label."""
     scores = values["scores"][0].numpy().astype(np.float32) * (float(values["best"][0]) / LEVELS)
-    return values["words"][0].numpy().astype(np.int64), scores
+    return np.where(scores > 0, values["words"][0].numpy().astype(np.int64), NONE), scores
 
 
 def packed_draws(labels: Mapping[str, Tensor], seeds: Sequence[int], how: How, epochs: int) -> dict[str, Tensor]:
     """What is drawn of views' labels in each epoch, as it is kept: the same as would be drawn from them in training."""
-    squares, words, places = how.squares, [], []
+    squares, words, places, dtype = how.squares, [], [], labels["words"].dtype
     for view, seed in enumerate(seeds):
         ids, scores = unpacked({name: value[view : view + 1] for name, value in labels.items()})
         drawn = np.stack([how.draw(seed, epoch, ids, scores) for epoch in range(epochs)])
         there = drawn[:, :, 0] != NONE
         slot = (squares[None] == drawn[:, :, :1]).argmax(axis=2)
-        words.append(np.where(there, drawn[:, :, 1], EMPTY))
+        words.append(np.where(there, drawn[:, :, 1], torch.iinfo(dtype).max))
         places.append(np.where(there, slot, NO_PLACE))
     return {
-        "words": torch.from_numpy(np.stack(words)).to(torch.uint16),
+        "words": torch.from_numpy(np.stack(words)).to(dtype),
         "places": torch.from_numpy(np.stack(places)).to(torch.uint8),
     }

@@ -46,7 +46,8 @@ class LiveLabels:
         if not batch.num_images:
             return torch.zeros(0, 4, dtype=torch.long, device=device)
         first = batch.view_counts.cumsum(0) - batch.view_counts
-        labels = packed(*self.labelling.best_of({layer: state[first] for layer, state in states.items()}))
+        best = self.labelling.best_of({layer: state[first] for layer, state in states.items()})
+        labels = packed(*best, self.labelling.id_type)
         pixels, rows = batch.pixel_values[first].cpu(), []
         for image, seen in enumerate(pixels):
             number = int(hashlib.sha256(seen.contiguous().numpy().data).hexdigest()[:15], 16)

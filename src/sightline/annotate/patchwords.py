@@ -31,10 +31,12 @@ from ..methods.base import Setting
 from ..models.backbones import location
 from ..models.digest import pixel_facts
 from ..models.joint import Extractor, JointEncoder, load_joint
+from ..models.scales import resize
 from ..progress import reading_bar
+from ..types import Sample
 from .drawing import How, seed_of
 from .images import ImageJob, ImageWork, run_images, sought
-from .labels import DRAWN_VALUES, EMPTY, LABEL_VALUES, Drawn, Labels, packed, packed_draws
+from .labels import DRAWN_VALUES, LABEL_VALUES, Drawn, Labels, id_type, packed, packed_draws
 from .nearest import WordTable
 from .sign import measure_signs
 
@@ -143,8 +145,7 @@ class PatchWords:
     @property
     def is_own(self) -> bool:
         """Whether the encoder is what the model's tower was taken from, and sees the very same pixels."""
-        base = self.setting.assembly.model.config.base or {}
-        return base.get("vision") == location(self.encoder)
+        return is_own_tower(self.encoder, self.setting)
 
     def _sign(self) -> int:
         if self.sign != "auto":
@@ -161,23 +162,19 @@ class Labelling(ImageWork):
     noun = "labels"
 
     def __init__(self, words: PatchWords, vocabulary: Sequence[str]) -> None:
-        """
-        Raises:
-            SightlineError: if the list is longer than the format of the labels can name.
-        """
-        if len(vocabulary) > EMPTY:
-            raise SightlineError(f"the list has {len(vocabulary):,} words; labels are kept for up to {EMPTY:,}.")
         self.words, self.batch, self.sign = words, BATCH, 1
+        self.id_type = id_type(len(vocabulary))
         self.grid, self.device = words.how.grid, words.setting.device
         self.processor = words.setting.assembly.image_processor
         self.joint: JointEncoder = load_joint(words.encoder, words.extractor).to(self.device)
         self.table = WordTable(self.joint.words(vocabulary, templates=words.templates, progress=True))
 
     def provenance(self) -> dict[str, Any]:
+        values = DRAWN_VALUES if self.words.drawn_epochs is not None else LABEL_VALUES
         return {
             "what": "words for each patch, the nearest of a list in an image-text encoder's joint space",
             "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
-            "values": DRAWN_VALUES if self.words.drawn_epochs is not None else LABEL_VALUES,
+            "values": values.format(none=torch.iinfo(self.id_type).max),
             "batch": self.batch,
             "encoder": self.words.encoder,
             "word list": self.words.words,
@@ -188,20 +185,16 @@ class Labelling(ImageWork):
     def num_views(self, image: Image.Image) -> int:
         return 1
 
-    def views(self, image: Image.Image, key: str) -> dict[str, Tensor]:
+    def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
         box, grid = seen_box(self.processor, image.size), self.grid
-        if self.words.is_own:
-            pixels = self.processor([image], return_tensors="pt")["pixel_values"].float()
-        else:
-            seen = seen_image(image, box, self.joint.image_size, self.processor, pixelated=False)
-            pixels = normalised(seen, self.joint.image_processor)
+        pixels = seen_pixels(image, self.processor, self.joint, own=self.words.is_own)
         places = [divmod(place, grid) for place in range(grid**2)]
         inside = [not box.cell(row, column, grid).is_outside(image.size) for row, column in places]
         return {"pixels": pixels, "inside": torch.tensor([inside]), "seed": torch.tensor([seed_of(key)])}
 
     def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         ids, scores = self.best(views["pixels"])
-        labels = packed(ids, scores.masked_fill(~views["inside"].unsqueeze(-1), 0.0))
+        labels = packed(ids, scores.masked_fill(~views["inside"].unsqueeze(-1), 0.0), self.id_type)
         if self.words.drawn_epochs is None:
             return labels
         return packed_draws(labels, views["seed"].tolist(), self.words.how, self.words.drawn_epochs)
@@ -228,6 +221,25 @@ def on_grid(patches: Float[Tensor, "views patches d"], grid: int) -> Float[Tenso
     image = patches.transpose(1, 2).unflatten(2, (side, side))
     image = F.interpolate(image, size=(grid, grid), mode="bilinear", antialias=grid < side, align_corners=False)
     return F.normalize(image.flatten(2).transpose(1, 2), dim=-1)
+
+
+def is_own_tower(encoder: str, setting: Setting) -> bool:
+    """Whether an encoder is what the model's tower was taken from, and sees the very same pixels."""
+    return (setting.assembly.model.config.base or {}).get("vision") == location(encoder)
+
+
+def seen_pixels(image: Image.Image, image_processor: Any, joint: JointEncoder, *, own: bool) -> Tensor:
+    """What the model sees of an image, as an encoder takes it: [1, 3, side, side].
+
+    Args:
+        own: whether the encoder is the model's own tower.
+    """
+    if own:
+        large = image_processor([image], return_tensors="pt")["pixel_values"].float()
+        return resize(large, joint.image_size)  # of several scales the base, whose grid it is
+    box = seen_box(image_processor, image.size)
+    seen = seen_image(image, box, joint.image_size, image_processor, pixelated=False)
+    return normalised(seen, joint.image_processor)
 
 
 def normalised(image: Image.Image, image_processor: Any) -> Tensor:

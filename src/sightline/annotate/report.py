@@ -12,7 +12,8 @@ from ..data.store import Store
 from ..errors import SightlineError
 from ..files import write_json, write_text
 from ..progress import watched
-from .labels import EMPTY, unpacked
+from .drawing import NONE
+from .labels import unpacked
 
 BINS = 400
 """Of the scores from 0 to 1."""
@@ -100,7 +101,7 @@ def measure_labels(folder: Path, *, progress: bool = True) -> LabelReport:
             if not len(values["words"]):
                 continue
             ids, scores = unpacked(values)
-            there = ids != EMPTY
+            there = ids != NONE
             np.add.at(uses, ids[there], 1)
             np.add.at(sums, ids[there], scores[there])
             histogram += np.bincount((scores[there] * BINS).astype(np.int64).clip(0, BINS - 1), minlength=BINS)

@@ -64,8 +64,8 @@ class SEAConfig(MethodConfig):
     """Sentences around a word for the encoder's text side; their features are averaged."""
     top: Annotated[int, Field(ge=1)] = 10
     """Labels of a patch, at most; those with scores of 0 or less are dropped."""
-    window: Annotated[int, Field(ge=1)] = 2
-    """One patch is drawn from each square of so many a side."""
+    window: Annotated[int, Field(ge=1, le=16)] = 2
+    """One patch is drawn from each square of so many a side; 16 at most, whose places a byte can name."""
     partial_windows: bool = True
     """Whether windows that reach beyond the grid (27 is odd) count."""
     sharpen: Annotated[float, Field(gt=0)] = 1.0
@@ -85,6 +85,11 @@ class SEAConfig(MethodConfig):
     @classmethod
     def _preset_first(cls, values: Any) -> Any:
         chosen = PRESETS.get(values.get("preset") or "", {}) if isinstance(values, dict) else {}
+        if chosen and values.get("extractor", "last") != "last" and "sign" not in values:
+            raise ValueError(
+                "preset: sea_paper negates what the last layer gives, and extractor is another. Say the sign, too: 1, "
+                "-1 or auto"
+            )
         return {**chosen, **values} if chosen else values
 
     @model_validator(mode="after")
@@ -209,11 +214,11 @@ class Temperature(nn.Module):
 
     def __init__(self, temperature: float, max_scale: float) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # FSDP takes no scalars
         self.max_scale = max_scale
 
     def forward(self) -> Float[Tensor, ""]:
-        return self.log_scale.exp().clamp(max=self.max_scale)
+        return self.log_scale.exp().clamp(max=self.max_scale).squeeze(0)
 
 
 class SEAAnnotation(Annotation):

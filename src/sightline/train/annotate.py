@@ -21,6 +21,7 @@ from ..data.templates import get_template
 from ..errors import SightlineError, did_you_mean
 from ..methods.base import Setting
 from ..models.assemble import Assembly
+from ..types import Sample
 from .features import as_held, depends_on, store_folder, why_no_features
 from .processes import pick_device
 from .rows import read_data
@@ -149,7 +150,7 @@ class TowerFeatures(ImageWork):
     def num_views(self, image: Image.Image) -> int:
         return len(self.processor.methods.views(image))
 
-    def views(self, image: Image.Image, key: str) -> dict[str, Tensor]:
+    def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
         return {"pixels": self.processor.pixels(self.processor.methods.views(image))}
 
     @torch.no_grad()
