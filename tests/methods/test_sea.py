@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from sightline.annotate import images
 from sightline.annotate.drawing import Drawing, FromLabels, How
+from sightline.annotate.given import GivenLabels
 from sightline.annotate.labels import EMPTY, unpacked
 from sightline.checkpoints import why_not_stock
 from sightline.config import Recipe, check
@@ -32,6 +35,7 @@ from sightline.methods.sea import LOSS, SEA, SEAConfig, drawn_of, one_per_word
 from sightline.models.assemble import Assembly, assemble
 from sightline.train import train
 from sightline.train.annotate import annotate_method
+from sightline.train.engine import outline
 from sightline.train.objective import Objective
 from sightline.types import Batch
 
@@ -430,3 +434,118 @@ def test_a_word_is_the_mean_of_its_tokens_inside_a_sentence(tiny_joint, tiny, pi
     ids = assembly.tokenizer(" red", add_special_tokens=False)["input_ids"]
     expected = assembly.model.get_input_embeddings().weight[torch.tensor(ids)].mean(0)
     torch.testing.assert_close(method.text(torch.tensor([0]))[0], expected)
+
+
+def test_a_tower_of_several_scales_is_labelled_at_its_own_size(tiny_joint, tiny, pictures, tmp_path, words):
+    """S2: the labels are those of the smallest scale, whose grid the tokens have (Table 2's S2-Wrapper row)."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path / "scales", words, sign=1)
+    made = made.model_copy(
+        update={"model": made.model.model_copy(update={"vision_scales": [1, 2], "image_fit": "crop"})}
+    )
+    (folder,) = annotate_method(made, "sea")
+    assert (train(made, quiet=True) / "model").is_dir()
+    plain = recipe(tiny_joint, tiny, pictures, tmp_path / "plain", words, sign=1)
+    (other,) = annotate_method(plain, "sea")
+    red = image_key(pictures / "images" / "0.png")  # of one colour, 32 x 32: resized it is the same
+    (ids, scores), (own_ids, own_scores) = (unpacked(Store(each).read(red)) for each in (folder, other))
+    assert np.array_equal(ids, own_ids)
+    np.testing.assert_allclose(scores, own_scores, atol=0.01)
+
+
+def test_live_labels_need_a_tower_that_no_stage_before_trained(tiny_joint, tiny, pictures, tmp_path, words):
+    """In the second stage that weighs the loss as in the first; and where an earlier stage trained the tower."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words, labels="live")
+    first, second = made.stages
+    trains = {"trainable": ["vision", "connector"]}
+    weighed = second.model_copy(update=trains | {"weights": {LOSS: 1.0}})
+    for stages in ([first, weighed], [second.model_copy(update=trains), first]):
+        with pytest.raises(SightlineError, match="'tune' trains the tower, and labels: live would change with it"):
+            train(made.model_copy(update={"stages": stages}), quiet=True)
+
+
+def test_a_model_with_live_labels_can_be_copied(tiny_joint, tiny, pictures, tmp_path, words):
+    """FSDP copies the model's outline; what labels, and the console that it speaks to, is not a part of it."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words, labels="live", sign=1)
+    assembly = assemble(str(tiny_joint["clip"]), str(tiny["llama"]), methods=made.methods)
+    method = assembly.model.model.methods["sea"]
+    console = partial(print, file=threading.Lock())  # a lock cannot be copied
+    method.begin(Setting(made, 0, assembly, torch.device("cpu"), [], console))
+    assert outline(assembly.model).model.methods["sea"]._live is method._live
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"control": "shuffled", "labels": "live"},
+        {"control": "shuffled", "drawn_epochs": 1},
+        {"labels": "live", "drawn_epochs": 1},
+        {"labels": "given.jsonl", "drawn_epochs": 1},
+        {"window": 16, "drawn_epochs": 1},
+    ],
+    ids=str,
+)
+def test_options_that_another_would_silently_undo_are_refused(options: dict):
+    with pytest.raises(ValueError, match=r"shuffled draws from all labels|drawn_epochs"):
+        SEAConfig(**options)
+
+
+def test_a_window_that_does_not_fit_is_refused_when_the_model_is_built():
+    with pytest.raises(SightlineError, match="no window of 5 fits into a grid of 4"):
+        build_methods([{"name": "sea", "window": 5, "partial_windows": False}], SIZES)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"image": "\xe9.png", "patches": []}', "line 13: not words of patches"),
+        (b'{"image": "x.png", "patches": [{"words": "red"}]}', "line 13: not words of patches"),
+        (b'{"image": 5, "patches": [{"words": ["red"]}]}', "line 13: not words of patches"),
+        (b"", "line 13: not words of patches"),
+        (json.dumps({"image": "3.png", "patches": [{"words": []}] * 16}).encode(), "image '3.png' has words already"),
+    ],
+    ids=["no UTF-8", "no list", "no name", "empty", "twice"],
+)
+def test_given_labels_that_are_broken(tmp_path: Path, line: bytes, said: str):
+    path = tmp_path / "given.jsonl"
+    rows = [{"image": f"{n}.png", "patches": [{"words": ["red"]}] * 16} for n in range(12)]
+    path.write_bytes(b"\n".join([*(json.dumps(row).encode() for row in rows), line, b""]))
+    with pytest.raises(SightlineError, match=said):
+        GivenLabels(path, WORDS, tokens=16)
+
+
+def test_given_labels_without_a_word_of_the_list(tmp_path: Path):
+    """All patches would be without a label, and the loss 0 throughout."""
+    path = tmp_path / "given.jsonl"
+    path.write_text(json.dumps({"image": "0.png", "patches": [{"words": ["Zebra"]}] * 16}))
+    with pytest.raises(SightlineError, match=r"no word of .* is in the method's list"):
+        GivenLabels(path, WORDS, tokens=16)
+
+
+def test_given_labels_need_no_encoder(tiny_joint, tiny, pictures, tmp_path, words):
+    """A model that is loaded whole has no recipe that names its tower."""
+    given = tmp_path / "given.jsonl"
+    rows = [{"image": f"{n}.png", "patches": [{"words": ["red", "box"]}] * 16} for n in range(12)]
+    given.write_text("\n".join(map(json.dumps, rows)))
+    plain = recipe(tiny_joint, tiny, pictures, tmp_path / "plain", words, labels=str(given))
+    run = train(plain.model_copy(update={"stages": plain.stages[:1]}), quiet=True)
+    made = recipe(tiny_joint, tiny, pictures, tmp_path / "loaded", words, labels=str(given))
+    stage = made.stages[0].model_copy(update={"init_from": str(run)})
+    made = made.model_copy(update={"model": None, "stages": [stage]})
+    assert (train(made, quiet=True) / "model").is_dir()
+    named = [{"name": "sea", "words": str(words)}]
+    with pytest.raises(SightlineError, match="does not know which encoder labels patches"):
+        train(made.model_copy(update={"methods": named, "out": str(tmp_path / "x")}), quiet=True)
+
+
+def test_a_sign_is_not_measured_on_nothing(tiny_joint, tiny, pictures, tmp_path, words):
+    """Rows without a word of the list; and rows whose images are all missing, where a stage skips those."""
+    words.write_text("zebra\nlion\n")
+    with pytest.raises(SightlineError, match="so the sign cannot be measured"):
+        annotate_method(recipe(tiny_joint, tiny, pictures, tmp_path, words), "sea")
+    words.write_text("\n".join(WORDS))
+    (tmp_path / "captions.json").write_text((pictures / "captions.json").read_text())
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
+    data = [made.stages[0].data[0].model_copy(update={"path": str(tmp_path / "captions.json")})]
+    stage = made.stages[0].model_copy(update={"data": data, "validation": [], "bad_images": "skip"})
+    with pytest.raises(SightlineError, match="so the sign cannot be measured"):
+        annotate_method(made.model_copy(update={"stages": [stage]}), "sea")

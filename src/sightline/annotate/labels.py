@@ -17,6 +17,7 @@ from .drawing import NONE, How, out_of_order
 EMPTY = 2**16 - 1
 """The id of no word."""
 NO_PLACE = 2**8 - 1
+"""The place of no patch; a window has fewer places."""
 LEVELS = 255
 """Scores are kept as so many parts of the image's best."""
 LABEL_VALUES = (

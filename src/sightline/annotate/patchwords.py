@@ -31,6 +31,7 @@ from ..methods.base import Setting
 from ..models.backbones import location
 from ..models.digest import pixel_facts
 from ..models.joint import Extractor, JointEncoder, load_joint
+from ..models.scales import resize
 from ..progress import reading_bar
 from .drawing import How, seed_of
 from .images import ImageJob, ImageWork, run_images, sought
@@ -142,7 +143,7 @@ class PatchWords:
 
     @property
     def is_own(self) -> bool:
-        """Whether the encoder is what the model's tower was taken from, and sees the very same pixels."""
+        """Whether the encoder is what the model's tower was taken from, and sees the same pixels."""
         base = self.setting.assembly.model.config.base or {}
         return base.get("vision") == location(self.encoder)
 
@@ -192,6 +193,7 @@ class Labelling(ImageWork):
         box, grid = seen_box(self.processor, image.size), self.grid
         if self.words.is_own:
             pixels = self.processor([image], return_tensors="pt")["pixel_values"].float()
+            pixels = resize(pixels, self.joint.image_size)  # of several scales the tower's own
         else:
             seen = seen_image(image, box, self.joint.image_size, self.processor, pixelated=False)
             pixels = normalised(seen, self.joint.image_processor)

@@ -65,11 +65,6 @@ def measure_signs(
     """
     number = {word.lower(): place for place, word in enumerate(words)}
     pairs = _pairs(sources, number)
-    if not pairs:
-        raise SightlineError(
-            "no row has an image and a word of the list in its answers, so the sign cannot be measured. Say it: "
-            "sign: 1, or -1, in the method's options."
-        )
     found: dict[int, list[float]] = {1: [], -1: []}
     for batch in watched(pairs, "sign of the cosine", batch_size=labeller.batch, progress=progress):
         for sample, said in batch:
@@ -81,8 +76,12 @@ def measure_signs(
                 labeller.sign = sign
                 ids, scores = labeller.best(pixels)
                 shares.append(len(said & set(ids[scores > 0].tolist())) / len(said))
-    count = len(found[1])
-    return Signs({sign: sum(shares) / max(1, count) for sign, shares in found.items()}, count)
+    if not (count := len(found[1])):
+        raise SightlineError(
+            "no row has an image that can be read and a word of the list in its answers, so the sign cannot be "
+            "measured. Say it: sign: 1, or -1, in the method's options."
+        )
+    return Signs({sign: sum(shares) / count for sign, shares in found.items()}, count)
 
 
 def _pairs(sources: Sequence[Sequence[Sample]], number: Mapping[str, int]) -> list[tuple[Sample, set[int]]]:
