@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -300,13 +301,17 @@ def test_what_is_drawn_beforehand_trains_the_same(tiny_joint, tiny, pictures, tm
     assert held[1] < held[0]
 
 
-def test_an_epoch_of_which_nothing_was_drawn_is_an_error(tiny_joint, tiny, pictures, tmp_path, words):
+def test_a_stage_longer_than_what_was_drawn_does_not_begin(tiny_joint, tiny, pictures, tmp_path, words):
     made = recipe(tiny_joint, tiny, pictures, tmp_path, words, drawn_epochs=1)
-    stage = made.stages[0].model_copy(update={"steps": 5})
-    made = made.model_copy(update={"stages": [stage, *made.stages[1:]]})
     annotate_method(made, "sea")
-    with pytest.raises(SightlineError, match="has what is drawn in 1 epochs, and this is another"):
-        train(made, quiet=True)
+    for change in ({"steps": 5}, {"steps": None, "epochs": 2.0}):  # three steps are an epoch
+        stage = made.stages[0].model_copy(update=change)
+        longer = made.model_copy(update={"stages": [stage, *made.stages[1:]]})
+        said = "sees its rows in 2 epochs, and drawn_epochs is 1"
+        with pytest.raises(SightlineError, match=said):
+            train(longer, quiet=True)
+        with pytest.raises(SightlineError, match=said):
+            annotate_method(longer, "sea")
 
 
 @pytest.mark.parametrize(
@@ -549,3 +554,40 @@ def test_a_sign_is_not_measured_on_nothing(tiny_joint, tiny, pictures, tmp_path,
     stage = made.stages[0].model_copy(update={"data": data, "validation": [], "bad_images": "skip"})
     with pytest.raises(SightlineError, match="so the sign cannot be measured"):
         annotate_method(made.model_copy(update={"stages": [stage]}), "sea")
+
+
+def test_a_damaged_record_of_the_sign_is_said(tiny_joint, tiny, pictures, tmp_path, words):
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
+    annotate_method(made, "sea")
+    (record,) = Path(made.annotations).glob("sea-sign-*.json")
+    record.write_text("{")
+    with pytest.raises(SightlineError, match="is damaged"):
+        train(made, quiet=True)
+
+
+def test_a_shuffled_image_takes_no_labels_of_one_that_has_none(tiny_joint, tiny, pictures, tmp_path, words):
+    """One of six images cannot be decoded: the rows of the other five all stay."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    for number in range(12):
+        Image.new("RGB", (32, 32), (20 * number, 10, 30)).save(folder / "images" / f"{number}.png")
+    (folder / "images" / "3.png").write_bytes(b"broken")
+    made = recipe(tiny_joint, tiny, folder, tmp_path, words, sign=1, control="shuffled")
+    stage = made.stages[0].model_copy(update={"bad_images": "skip", "steps": 3})
+    made = made.model_copy(update={"stages": [stage]})
+    annotate_method(made, "sea")
+    lines = (train(made, quiet=True) / "dropped.jsonl").read_text().splitlines()
+    assert {json.loads(line)["id"] for line in lines} == {"3"}
+
+
+def test_a_saved_model_knows_nothing_of_it(tiny_joint, tiny, pictures, tmp_path, words):
+    """Also where the model is no stock LLaVA: it says no method, and a stage without SEA goes on from it."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path / "first", words, sign=1)
+    shuffled = made.model.model_copy(update={"connector": "pixel_shuffle"})
+    first = made.model_copy(update={"model": shuffled, "stages": made.stages[:1]})
+    annotate_method(first, "sea")
+    run = train(first, quiet=True)
+    assert not json.loads((run / "model" / "config.json").read_text()).get("methods")
+    stage = made.stages[1].model_copy(update={"init_from": str(run)})
+    second = made.model_copy(update={"model": None, "methods": [], "stages": [stage], "out": str(tmp_path / "second")})
+    assert (train(second, quiet=True) / "model").is_dir()
