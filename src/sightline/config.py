@@ -274,6 +274,12 @@ class Recipe(Record):
         """Where the run writes."""
         return Path(self.out) if self.out else Path("runs") / self.name
 
+    def lineage(self, number: int) -> list[Stage]:
+        """The stages whose model a stage has: itself, and those before it back to where a model was loaded."""
+        stages = self.stages[: number + 1]
+        loaded = max((i for i, stage in enumerate(stages) if stage.init_from is not None), default=0)
+        return stages[loaded:]
+
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that ship with Sightline, by name."""

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from safetensors.torch import load_file
 
 from sightline.annotate import images
 from sightline.annotate.drawing import NONE, Drawing, FromLabels, How
+from sightline.annotate.given import GivenLabels
 from sightline.annotate.labels import unpacked
 from sightline.checkpoints import why_not_stock
 from sightline.config import Recipe, check
@@ -33,6 +37,7 @@ from sightline.models.assemble import Assembly, assemble
 from sightline.models.parts import part_of
 from sightline.train import train
 from sightline.train.annotate import annotate_method
+from sightline.train.engine import outline
 from sightline.train.objective import Objective
 from sightline.train.setup import set_trainable
 from sightline.types import Batch
@@ -381,13 +386,17 @@ def test_what_is_drawn_beforehand_trains_the_same(tiny_joint, tiny, pictures, tm
     assert held[1] < held[0]
 
 
-def test_an_epoch_of_which_nothing_was_drawn_is_an_error(tiny_joint, tiny, pictures, tmp_path, words):
+def test_a_stage_longer_than_what_was_drawn_does_not_begin(tiny_joint, tiny, pictures, tmp_path, words):
     made = recipe(tiny_joint, tiny, pictures, tmp_path, words, drawn_epochs=1)
-    stage = made.stages[0].model_copy(update={"steps": 5})
-    made = made.model_copy(update={"stages": [stage, *made.stages[1:]]})
     annotate_method(made, "sea")
-    with pytest.raises(SightlineError, match="has what is drawn in 1 epochs, and this is another"):
-        train(made, quiet=True)
+    for change in ({"steps": 5}, {"steps": None, "epochs": 2.0}):  # three steps are an epoch
+        stage = made.stages[0].model_copy(update=change)
+        longer = made.model_copy(update={"stages": [stage, *made.stages[1:]]})
+        said = "sees its rows in 2 epochs, and drawn_epochs is 1"
+        with pytest.raises(SightlineError, match=said):
+            train(longer, quiet=True)
+        with pytest.raises(SightlineError, match=said):
+            annotate_method(longer, "sea")
 
 
 @pytest.mark.parametrize(
@@ -515,3 +524,155 @@ def test_a_word_is_the_mean_of_its_tokens_inside_a_sentence(tiny_joint, tiny, pi
     ids = assembly.tokenizer(" red", add_special_tokens=False)["input_ids"]
     expected = assembly.model.get_input_embeddings().weight[torch.tensor(ids)].mean(0)
     torch.testing.assert_close(method.text(torch.tensor([0]))[0], expected)
+
+
+def test_a_tower_of_several_scales_is_labelled_at_its_own_size(tiny_joint, tiny, pictures, tmp_path, words):
+    """S2: the labels are those of the smallest scale, whose grid the tokens have (Table 2's S2-Wrapper row)."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path / "scales", words, sign=1)
+    made = made.model_copy(
+        update={"model": made.model.model_copy(update={"vision_scales": [1, 2], "image_fit": "crop"})}
+    )
+    (folder,) = annotate_method(made, "sea")
+    assert (train(made, quiet=True) / "model").is_dir()
+    plain = recipe(tiny_joint, tiny, pictures, tmp_path / "plain", words, sign=1)
+    (other,) = annotate_method(plain, "sea")
+    red = image_key(pictures / "images" / "0.png")  # of one colour, 32 x 32: resized it is the same
+    (ids, scores), (own_ids, own_scores) = (unpacked(Store(each).read(red)) for each in (folder, other))
+    assert np.array_equal(ids, own_ids)
+    np.testing.assert_allclose(scores, own_scores, atol=0.01)
+
+
+def test_live_labels_need_a_tower_that_no_stage_before_trained(tiny_joint, tiny, pictures, tmp_path, words):
+    """In the second stage that weighs the loss as in the first; and where an earlier stage trained the tower."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words, labels="live")
+    first, second = made.stages
+    trains = {"trainable": ["vision", "connector"]}
+    weighed = second.model_copy(update=trains | {"weights": {LOSS: 1.0}})
+    for stages in ([first, weighed], [second.model_copy(update=trains), first]):
+        with pytest.raises(SightlineError, match="'tune' trains the tower, and labels: live would change with it"):
+            train(made.model_copy(update={"stages": stages}), quiet=True)
+
+
+def test_a_model_with_live_labels_can_be_copied(tiny_joint, tiny, pictures, tmp_path, words):
+    """FSDP copies the model's outline; what labels, and the console that it speaks to, is not a part of it."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words, labels="live", sign=1)
+    assembly = assemble(str(tiny_joint["clip"]), str(tiny["llama"]), methods=made.methods)
+    method = assembly.model.model.methods["sea"]
+    console = partial(print, file=threading.Lock())  # a lock cannot be copied
+    method.begin(Setting(made, 0, assembly, torch.device("cpu"), [], console))
+    assert outline(assembly.model).model.methods["sea"]._live is method._live
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"control": "shuffled", "labels": "live"},
+        {"control": "shuffled", "drawn_epochs": 1},
+        {"labels": "live", "drawn_epochs": 1},
+        {"labels": "given.jsonl", "drawn_epochs": 1},
+        {"window": 16, "drawn_epochs": 1},
+    ],
+    ids=str,
+)
+def test_options_that_another_would_silently_undo_are_refused(options: dict):
+    with pytest.raises(ValueError, match=r"shuffled draws from all labels|drawn_epochs"):
+        SEAConfig(**options)
+
+
+def test_a_window_that_does_not_fit_is_refused_when_the_model_is_built():
+    with pytest.raises(SightlineError, match="no window of 5 fits into a grid of 4"):
+        build_methods([{"name": "sea", "window": 5, "partial_windows": False}], SIZES)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"image": "\xe9.png", "patches": []}', "line 13: not words of patches"),
+        (b'{"image": "x.png", "patches": [{"words": "red"}]}', "line 13: not words of patches"),
+        (b'{"image": 5, "patches": [{"words": ["red"]}]}', "line 13: not words of patches"),
+        (b"", "line 13: not words of patches"),
+        (json.dumps({"image": "3.png", "patches": [{"words": []}] * 16}).encode(), "image '3.png' has words already"),
+    ],
+    ids=["no UTF-8", "no list", "no name", "empty", "twice"],
+)
+def test_given_labels_that_are_broken(tmp_path: Path, line: bytes, said: str):
+    path = tmp_path / "given.jsonl"
+    rows = [{"image": f"{n}.png", "patches": [{"words": ["red"]}] * 16} for n in range(12)]
+    path.write_bytes(b"\n".join([*(json.dumps(row).encode() for row in rows), line, b""]))
+    with pytest.raises(SightlineError, match=said):
+        GivenLabels(path, WORDS, tokens=16)
+
+
+def test_given_labels_without_a_word_of_the_list(tmp_path: Path):
+    """All patches would be without a label, and the loss 0 throughout."""
+    path = tmp_path / "given.jsonl"
+    path.write_text(json.dumps({"image": "0.png", "patches": [{"words": ["Zebra"]}] * 16}))
+    with pytest.raises(SightlineError, match=r"no word of .* is in the method's list"):
+        GivenLabels(path, WORDS, tokens=16)
+
+
+def test_given_labels_need_no_encoder(tiny_joint, tiny, pictures, tmp_path, words):
+    """A model that is loaded whole has no recipe that names its tower."""
+    given = tmp_path / "given.jsonl"
+    rows = [{"image": f"{n}.png", "patches": [{"words": ["red", "box"]}] * 16} for n in range(12)]
+    given.write_text("\n".join(map(json.dumps, rows)))
+    plain = recipe(tiny_joint, tiny, pictures, tmp_path / "plain", words, labels=str(given))
+    run = train(plain.model_copy(update={"stages": plain.stages[:1]}), quiet=True)
+    made = recipe(tiny_joint, tiny, pictures, tmp_path / "loaded", words, labels=str(given))
+    stage = made.stages[0].model_copy(update={"init_from": str(run)})
+    made = made.model_copy(update={"model": None, "stages": [stage]})
+    assert (train(made, quiet=True) / "model").is_dir()
+    named = [{"name": "sea", "words": str(words)}]
+    with pytest.raises(SightlineError, match="does not know which encoder labels patches"):
+        train(made.model_copy(update={"methods": named, "out": str(tmp_path / "x")}), quiet=True)
+
+
+def test_a_sign_is_not_measured_on_nothing(tiny_joint, tiny, pictures, tmp_path, words):
+    """Rows without a word of the list; and rows whose images are all missing, where a stage skips those."""
+    words.write_text("zebra\nlion\n")
+    with pytest.raises(SightlineError, match="so the sign cannot be measured"):
+        annotate_method(recipe(tiny_joint, tiny, pictures, tmp_path, words), "sea")
+    words.write_text("\n".join(WORDS))
+    (tmp_path / "captions.json").write_text((pictures / "captions.json").read_text())
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
+    data = [made.stages[0].data[0].model_copy(update={"path": str(tmp_path / "captions.json")})]
+    stage = made.stages[0].model_copy(update={"data": data, "validation": [], "bad_images": "skip"})
+    with pytest.raises(SightlineError, match="so the sign cannot be measured"):
+        annotate_method(made.model_copy(update={"stages": [stage]}), "sea")
+
+
+def test_a_damaged_record_of_the_sign_is_said(tiny_joint, tiny, pictures, tmp_path, words):
+    made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
+    annotate_method(made, "sea")
+    (record,) = Path(made.annotations).glob("sea-sign-*.json")
+    record.write_text("{")
+    with pytest.raises(SightlineError, match="is damaged"):
+        train(made, quiet=True)
+
+
+def test_a_shuffled_image_takes_no_labels_of_one_that_has_none(tiny_joint, tiny, pictures, tmp_path, words):
+    """One of six images cannot be decoded: the rows of the other five all stay."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    for number in range(12):
+        Image.new("RGB", (32, 32), (20 * number, 10, 30)).save(folder / "images" / f"{number}.png")
+    (folder / "images" / "3.png").write_bytes(b"broken")
+    made = recipe(tiny_joint, tiny, folder, tmp_path, words, sign=1, control="shuffled")
+    stage = made.stages[0].model_copy(update={"bad_images": "skip", "steps": 3})
+    made = made.model_copy(update={"stages": [stage]})
+    annotate_method(made, "sea")
+    lines = (train(made, quiet=True) / "dropped.jsonl").read_text().splitlines()
+    assert {json.loads(line)["id"] for line in lines} == {"3"}
+
+
+def test_a_saved_model_knows_nothing_of_it(tiny_joint, tiny, pictures, tmp_path, words):
+    """Also where the model is no stock LLaVA: it says no method, and a stage without SEA goes on from it."""
+    made = recipe(tiny_joint, tiny, pictures, tmp_path / "first", words, sign=1)
+    shuffled = made.model.model_copy(update={"connector": "pixel_shuffle"})
+    first = made.model_copy(update={"model": shuffled, "stages": made.stages[:1]})
+    annotate_method(first, "sea")
+    run = train(first, quiet=True)
+    assert not json.loads((run / "model" / "config.json").read_text()).get("methods")
+    stage = made.stages[1].model_copy(update={"init_from": str(run)})
+    second = made.model_copy(update={"model": None, "methods": [], "stages": [stage], "out": str(tmp_path / "second")})
+    assert (train(second, quiet=True) / "model").is_dir()

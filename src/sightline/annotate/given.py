@@ -28,7 +28,8 @@ class GivenLabels:
             tokens: visual tokens of an image.
 
         Raises:
-            SightlineError: if there is no file, a line is no such record, or an image has not as many patches.
+            SightlineError: if there is no file, a line is no such record, an image comes twice or has another number of
+                patches, or no word is in the list.
         """
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         number = {word: place for place, word in enumerate(words)}
@@ -36,12 +37,17 @@ class GivenLabels:
         self.labels: dict[str, tuple[tuple[int, ...], ...]] = {}
         try:
             for file in files:
-                for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+                for line, text in enumerate(file.read_bytes().splitlines(), start=1):
                     self._add(text, number, f"{file} line {line}")
         except OSError as error:
             raise SightlineError(f"cannot read the words of patches: {error}. Name a .jsonl file.") from None
         if not self.labels:
             raise SightlineError(f"'{path}' holds no words of patches. Name a .jsonl file, or a folder of them.")
+        if not any(map(any, self.labels.values())):
+            raise SightlineError(
+                f"no word of '{path}' is in the method's list, so no patch would have a label. Give the list that they "
+                "come from: words=FILE."
+            )
         self._names = list(self.labels)
         self._place = {name: place for place, name in enumerate(self._names)}
 
@@ -65,10 +71,12 @@ class GivenLabels:
             ids[place, : len(row)], scores[place, : len(row)] = row, 1.0
         return (key, *out_of_order(key, ids, scores)) if shuffled else (key, ids, scores)
 
-    def _add(self, text: str, number: dict[str, int], where: str) -> None:
+    def _add(self, text: bytes, number: dict[str, int], where: str) -> None:
         try:
             row = json.loads(text)
             name, patches = row["image"], [patch["words"] for patch in row["patches"]]
+            if not isinstance(name, str) or not all(isinstance(words, list) for words in patches):
+                raise TypeError
             labels = tuple(tuple(number[word] for word in words if word in number) for words in patches)
         except (ValueError, KeyError, TypeError):
             raise SightlineError(
@@ -79,6 +87,8 @@ class GivenLabels:
                 f"{where}: {len(labels)} patches, and the model has {self.tokens} visual tokens of an image. Give the "
                 "words of these."
             )
+        if name in self.labels:
+            raise SightlineError(f"{where}: image '{name}' has words already, in an earlier line. Keep one of them.")
         self.labels[name] = labels
 
     def _find(self, image: ImageSource) -> str:

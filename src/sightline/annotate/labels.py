@@ -18,6 +18,7 @@ from ..types import ImageSource
 from .drawing import NONE, How, out_of_order
 
 NO_PLACE = 2**8 - 1
+"""The place of no patch; a window has fewer places."""
 LEVELS = 255
 """Scores are kept as so many parts of the image's best."""
 LABEL_VALUES = (
@@ -61,15 +62,13 @@ class Drawn:
         """The key of an image, and (place, word) for each of its windows.
 
         Raises:
-            ImageError, SightlineError: as `Labels`; and for an epoch of which nothing was drawn.
+            ImageError, SightlineError: as `Labels`.
         """
         key, values = stored(self.store, image)
         words, slots = values["words"][0].numpy(), values["places"][0].numpy()
-        if epoch >= len(words):
-            raise SightlineError(
-                f"{self.store.folder} has what is drawn in {len(words)} epochs, and this is another. Raise "
-                "drawn_epochs in the method's options, and annotate again."
-            )
+        assert epoch < len(words), (
+            f"{self.store.folder} has what is drawn in {len(words)} epochs; opening it checks that"
+        )
         squares = self.how.squares
         there = words[epoch] != np.iinfo(words.dtype).max
         places = squares[np.arange(len(squares)), np.where(there, slots[epoch], 0)]
@@ -82,7 +81,7 @@ def stored(store: Store, image: ImageSource, *, another: bool = False) -> tuple[
     if key is None:
         load_image(image)
     try:
-        values = store.read(store.another(key or "") if another else key or "")
+        values = of_another(store, key or "") if another else store.read(key or "")
     except KeyError:
         raise SightlineError(
             f"image {image_name(image)} has no labels in {store.folder}: it was changed after this stage began. Run "
@@ -91,6 +90,12 @@ def stored(store: Store, image: ImageSource, *, another: bool = False) -> tuple[
     if not len(values["words"]):
         raise ImageError(f"image {image_name(image)} could not be decoded when its patches were to be labelled.")
     return key or "", values
+
+
+def of_another(store: Store, key: str) -> dict[str, Tensor]:
+    """The values of another image than this one; not of one that could not be decoded, which has none."""
+    others = (store.read(store.another(key, further)) for further in range(len(store)))
+    return next((values for values in others if len(values["words"])), store.read(key))
 
 
 def id_type(words: int) -> torch.dtype:

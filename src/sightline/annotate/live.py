@@ -29,6 +29,10 @@ class LiveLabels:
         self.labelling.sign = words.settle_sign(self.labelling)
         self.how = words.how
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "LiveLabels":
+        """A copied model labels with the same encoder: it is frozen, and not a part of the model."""
+        return self
+
     @property
     def layers(self) -> tuple[int, ...]:
         """Which of the tower's hidden states are read."""

@@ -8,6 +8,7 @@ model's own tower sees the same part of the image, and its patches are laid on t
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ..data.order import Order
 from ..data.store import Store
 from ..data.view import seen_box, seen_image
 from ..data.words import word_list
@@ -70,6 +72,7 @@ class PatchWords:
         Raises:
             SightlineError: for what stops it.
         """
+        self._check_epochs()
         labelling, setting = Labelling(self, self.vocabulary), self.setting
         labelling.sign = self.settle_sign(labelling)
         folder = self.folder
@@ -96,6 +99,7 @@ class PatchWords:
         Raises:
             SightlineError: if some are not there, with the command that computes them, or files are damaged.
         """
+        self._check_epochs()
         fix = "Run: sightline annotate RECIPE --method sea"
         absent = "SEA has no labels for the patches of this stage's images"
         if self.sign == "auto" and not self._sign_record().is_file():
@@ -147,10 +151,33 @@ class PatchWords:
         """Whether the encoder is what the model's tower was taken from, and sees the very same pixels."""
         return is_own_tower(self.encoder, self.setting)
 
+    def _check_epochs(self) -> None:
+        """That what is drawn beforehand lasts to the end of the stage.
+
+        Raises:
+            SightlineError: if it sees its rows in more epochs.
+        """
+        stage = self.setting.stage
+        epochs = math.ceil(stage.epochs)
+        if stage.steps is not None:
+            sizes = tuple(len(source) for source in self.setting.sources[: len(stage.data)])
+            weights = tuple(data.weight for data in stage.data)
+            order = Order(0, sizes, batch_size=stage.batch_size, accumulate=stage.accumulate, weights=weights)
+            epochs = math.ceil(stage.steps / order.steps_per_epoch)
+        if self.drawn_epochs is not None and self.drawn_epochs < epochs:
+            raise SightlineError(
+                f"stage '{stage.name}' sees its rows in {epochs} epochs, and drawn_epochs is {self.drawn_epochs}, so "
+                f"it would stop before its end. Say drawn_epochs: {epochs} in the method's options."
+            )
+
     def _sign(self) -> int:
         if self.sign != "auto":
             return int(self.sign)
-        return int(json.loads(self._sign_record().read_text(encoding="utf-8"))["sign"])
+        record = self._sign_record()
+        try:
+            return int(json.loads(record.read_text(encoding="utf-8"))["sign"])
+        except (ValueError, KeyError, TypeError):
+            raise SightlineError(f"{record} is damaged. Remove it, and run sightline annotate again.") from None
 
     def _sign_record(self) -> Path:
         return Path(self.setting.recipe.annotations) / f"sea-sign-{_name(self.facts)}.json"

@@ -26,6 +26,7 @@ from .. import __version__
 from ..data.templates import Template, to_jinja
 from ..errors import SightlineError
 from ..files import atomic_folder
+from ..methods.base import AlignmentMethod
 from ..methods.compose import Methods
 from ..models.adapters import plain_state
 from ..models.assemble import Assembly
@@ -39,11 +40,8 @@ from .adapters import has_adapters, read_adapters, saves_as_adapters, write_adap
 
 def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
     """What a stock `llava` checkpoint cannot express of this model; empty if it can express all of it."""
-    reasons = []
-    for method in model.model.methods.all:
-        kept = [name for name, _ in method.named_parameters() if not name.startswith("train_only.")]
-        if kept or method.needs.edits or method.needs.slots or method.needs.views:
-            reasons.append(f"method '{method.name}' changes the forward pass")
+    changing = [method.name for method in model.model.methods.all if changes_forward(method)]
+    reasons = [f"method '{name}' changes the forward pass" for name in changing]
     if not isinstance(model.model.multi_modal_projector, StockConnector):
         reasons.append(f"connector '{model.config.connector}' is none of LLaVA's")
     if (scales := model.config.vision_scales) is not None:
@@ -52,6 +50,12 @@ def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
     if stock_strategy(tower, model.config.vision_select) is None:
         reasons.append(f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one")
     return reasons
+
+
+def changes_forward(method: AlignmentMethod) -> bool:
+    """Whether a model is another one with this method than without it, once it is trained."""
+    kept = any(not name.startswith("train_only.") for name, _ in method.named_parameters())
+    return bool(kept or method.needs.edits or method.needs.slots or method.needs.views)
 
 
 def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
@@ -74,6 +78,9 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
     if model.generation_config is not None:
         model.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
     note = {"version": __version__, "connector": model.config.connector, "template": template.name}
+    methods = model.config.methods
+    if not any(map(changes_forward, model.model.methods.all)):
+        model.config.methods = []  # they served training alone
     try:
         with quiet(), atomic_folder(path) as folder:
             if adapted:
@@ -91,6 +98,8 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
             f"cannot save the model to '{path}': {reason(error)}. What was there before is untouched. Make room, or "
             "choose another `out`."
         ) from None
+    finally:
+        model.config.methods = methods
     return reasons
 
 

@@ -91,8 +91,8 @@ class Store:
         there = (shard for shard, file in zip(self.shards, self._files, strict=True) if file is not None)
         return [key for shard in there for key in shard.keys]
 
-    def another(self, key: str) -> str:
-        """The key that stands half of all keys away from this one, in their order.
+    def another(self, key: str, further: int = 0) -> str:
+        """The key that stands half of all keys, and `further` ones, away from this one, in their order.
 
         Raises:
             KeyError: if this one has no values.
@@ -100,7 +100,7 @@ class Store:
         if key not in self:
             raise KeyError(key)
         at = int(np.searchsorted(self._keys, key.encode()))
-        return self._keys[(at + len(self._keys) // 2) % len(self._keys)].decode()
+        return self._keys[(at + len(self._keys) // 2 + further) % len(self._keys)].decode()
 
     def missing(self) -> list[Shard]:
         """Shards that an index plans and that are not there."""

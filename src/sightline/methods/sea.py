@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..annotate.drawing import Drawing, FromLabels, How
+from ..annotate.drawing import Drawing, FromLabels, How, windows
 from ..annotate.given import GivenLabels
-from ..annotate.labels import Drawn
+from ..annotate.labels import NO_PLACE, Drawn
 from ..annotate.live import LiveLabels
 from ..annotate.patchwords import PatchWords
 from ..annotate.report import measure_labels, write_report
@@ -38,7 +38,7 @@ from .base import AlignmentMethod, Annotation, LossSpec, MethodConfig, Needs, Re
 
 DRAWN = "sea/drawn"
 LOSS = "sea/contrastive"
-LIVE = "live"
+ENCODER, LIVE = "encoder", "live"
 PRESETS: dict[str, dict[str, Any]] = {"sea_paper": {"sign": -1, "temperature": 1.0}}
 """What the paper has and we do not by default: the cosine negated whatever the encoder; the temperature begins at 1,
 the only executable reading of its `tau = 0` beside `learnable`."""
@@ -49,7 +49,7 @@ class SEAConfig(MethodConfig):
 
     preset: Literal["sea_paper"] | None = None
     """`sea_paper` sets what the paper says where our defaults differ; options that are given stay."""
-    labels: str = "encoder"
+    labels: str = ENCODER
     """`encoder`: what `sightline annotate --method sea` stores. `live`: made in each step, nothing stored. Or a .jsonl
     file with the words of every patch, or a folder of them (the small world's `truth`)."""
     encoder: str | None = None
@@ -93,9 +93,13 @@ class SEAConfig(MethodConfig):
         return {**chosen, **values} if chosen else values
 
     @model_validator(mode="after")
-    def _controls_read_labels(self) -> "SEAConfig":
-        if self.control == "shuffled" and self.drawn_epochs is not None:
-            raise ValueError("control: shuffled draws from stored labels; leave drawn_epochs out")
+    def _options_agree(self) -> "SEAConfig":
+        if self.control == "shuffled" and (self.drawn_epochs is not None or self.labels == LIVE):
+            raise ValueError("control: shuffled draws from all labels of other images; leave drawn_epochs and live out")
+        if self.drawn_epochs is not None and self.labels != ENCODER:
+            raise ValueError(f"drawn_epochs stores what is drawn of an encoder's labels, and labels: {self.labels}")
+        if self.drawn_epochs is not None and self.window**2 > NO_PLACE:
+            raise ValueError(f"drawn_epochs numbers {NO_PLACE} places of a window; take a window of 15 or less")
         return self
 
 
@@ -109,7 +113,7 @@ class SEA(AlignmentMethod):
     def __init__(self, config: SEAConfig, sizes: Sizes) -> None:
         """
         Raises:
-            SightlineError: if the connector's tokens are no square grid.
+            SightlineError: if the connector's tokens are no square grid, or no window fits into it.
         """
         super().__init__(config, sizes)
         self.grid = math.isqrt(sizes.tokens)
@@ -118,6 +122,7 @@ class SEA(AlignmentMethod):
                 f"SEA labels a square grid of visual tokens, and the connector gives {sizes.tokens} for a view. "
                 "Say model.vision_select=patch."
             )
+        windows(self.grid, config.window, config.partial_windows)
         self.train_only["temperature"] = Temperature(config.temperature, config.max_scale)
         self._word_tokens = torch.zeros(0, 0, dtype=torch.long)
         self._embed: Sequence[Callable[[Tensor], Tensor]] = ()
@@ -139,8 +144,8 @@ class SEA(AlignmentMethod):
     def patch_words(self, setting: Setting) -> PatchWords:
         """How patches get their words."""
         config, parts = self.config, setting.recipe.model
-        encoder = config.encoder or (parts.vision if parts is not None else None)
-        if encoder is None:
+        encoder = config.encoder or (parts.vision if parts is not None else "")
+        if not encoder and config.labels in (ENCODER, LIVE):
             raise SightlineError("SEA does not know which encoder labels patches: the model was loaded whole. Name it.")
         how = How(self.grid, setting.recipe.seed, config.window, config.partial_windows, config.sharpen)
         return PatchWords(
@@ -165,8 +170,9 @@ class SEA(AlignmentMethod):
         longest = max(map(len, ids))
         self._word_tokens = torch.tensor([[*row, *[-1] * (longest - len(row))] for row in ids])
         self._embed = (setting.assembly.model.get_input_embeddings(),)
-        if self.config.labels == LIVE and self._live is None:
-            self._live = LiveLabels(self._checked_live(setting))
+        if self.config.labels == LIVE:
+            words = self._checked_live(setting)
+            self._live = self._live or LiveLabels(words)
 
     def _checked_live(self, setting: Setting) -> PatchWords:
         words = self.patch_words(setting)
@@ -175,9 +181,10 @@ class SEA(AlignmentMethod):
                 "labels: live come from what the model's own tower computes at its own size, and the encoder is "
                 "another, or the tower has several scales. Store them: labels=encoder, then sightline annotate"
             )
-        if "vision" in setting.stage.trainable:
+        stages = setting.recipe.lineage(setting.number)
+        if (trains := next((stage.name for stage in stages if "vision" in stage.trainable), None)) is not None:
             raise SightlineError(
-                f"stage '{setting.stage.name}' trains the tower, and labels: live would change with it. Store them: "
+                f"stage '{trains}' trains the tower, and labels: live would change with it. Store them: "
                 "labels=encoder, then sightline annotate"
             )
         return words
@@ -228,7 +235,7 @@ class SEAAnnotation(Annotation):
         self.words, self.config = words, config
 
     def compute(self) -> Path:
-        if self.config.labels != "encoder":
+        if self.config.labels != ENCODER:
             raise SightlineError(
                 f"the labels are given (labels: {self.config.labels}), so there is nothing to compute. Train."
             )
@@ -240,7 +247,7 @@ class SEAAnnotation(Annotation):
 
     def reader(self) -> Reader:
         how, shuffled = self.words.how, self.config.control == "shuffled"
-        if self.config.labels != "encoder":
+        if self.config.labels != ENCODER:
             path = Path(self.config.labels).expanduser()
             labels: Any = GivenLabels(path, self.words.vocabulary, tokens=how.grid**2)
         else:

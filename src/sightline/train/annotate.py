@@ -90,7 +90,7 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
     if not folders:
         raise SightlineError(
             f"no stage of this recipe reads what '{name}' annotates, so there is nothing to compute. Weigh its loss in "
-            "a stage: stages.0.weights={...}"
+            "a stage: stages.0.weights={...}; if one does, the method's options say that nothing is stored."
         )
     return folders
 

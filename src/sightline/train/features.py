@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..annotate.images import sought
-from ..config import Recipe, Stage
+from ..config import Recipe
 from ..data.features import Features
 from ..data.store import Store
 from ..errors import SightlineError
@@ -38,7 +38,7 @@ def why_no_features(recipe: Recipe, number: int, assembly: Assembly) -> str | No
     stage = recipe.stages[number]
     if "vision" in stage.trainable:
         return f"stage '{stage.name}' trains the tower, so what it gives changes with every step"
-    earlier = next((s.name for s in lineage(recipe, number) if "vision" in s.trainable), None)
+    earlier = next((s.name for s in recipe.lineage(number) if "vision" in s.trainable), None)
     if earlier is not None:
         return f"its tower is the one that stage '{earlier}' will have trained; start it from that stage's saved model"
     if recipe.blank_images:
@@ -47,16 +47,9 @@ def why_no_features(recipe: Recipe, number: int, assembly: Assembly) -> str | No
     return f"method '{reader}' reads the pixels" if reader is not None else None
 
 
-def lineage(recipe: Recipe, number: int) -> list[Stage]:
-    """The stages whose model a stage has: itself, and those before it back to where a model was loaded."""
-    stages = recipe.stages[: number + 1]
-    loaded = max((i for i, stage in enumerate(stages) if stage.init_from is not None), default=0)
-    return stages[loaded:]
-
-
 def as_held(recipe: Recipe, number: int, weights: Tensor) -> Tensor:
     """A tower's weights as a stage holds them. What an earlier stage held in bfloat16 stays rounded."""
-    if all(stage.frozen == "fp32" for stage in lineage(recipe, number)):
+    if all(stage.frozen == "fp32" for stage in recipe.lineage(number)):
         return weights.detach().float()
     rounded = weights.detach().to(torch.bfloat16)
     return rounded.float() if recipe.stages[number].frozen == "fp32" else rounded
