@@ -15,7 +15,7 @@ from ..errors import SightlineError, did_you_mean
 from ..types import KINDS, Batch, Sample, Trace, Turn
 from .base import AlignmentMethod, LossSpec, Sizes, Slot, Tap
 
-METHODS: dict[str, str] = {"sea": "sightline.methods.sea:SEA"}
+METHODS: dict[str, str] = {"aligngpt": "sightline.methods.aligngpt:AlignGPT", "sea": "sightline.methods.sea:SEA"}
 """Short names of the methods that ship with Sightline, as `module:Class`. Any other method is named that way itself."""
 
 
