@@ -20,6 +20,7 @@ from sightline.annotate import images
 from sightline.annotate.drawing import NONE, Drawing, FromLabels, How
 from sightline.annotate.given import GivenLabels
 from sightline.annotate.labels import unpacked
+from sightline.annotate.report import measure_labels
 from sightline.checkpoints import why_not_stock
 from sightline.config import Recipe, check
 from sightline.data.collate import collate
@@ -307,6 +308,9 @@ def test_a_report_of_labels_counts_them(tiny_joint, tiny, pictures, tmp_path, wo
     empty = sum(int((scores <= 0).all(axis=1).sum()) for _, scores in labels)
     assert found["patches without a label"] == empty and f"patches without a label: {empty:,}" in text.read_text()
     assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "not there yet" not in text.read_text()
+    next(folder.glob("*-00000.*")).unlink()
+    assert measure_labels(folder).told().startswith("1 shards are not there yet"), "another process is at work on it"
     drawn = recipe(tiny_joint, tiny, pictures, tmp_path, words, drawn_epochs=1)
     with pytest.raises(SightlineError, match="keeps what was drawn of labels, not their scores"):
         annotate_method(drawn, "sea", report=True)
