@@ -277,6 +277,20 @@ def test_no_weight_is_the_baseline_bit_for_bit(tiny_joint, tiny, pictures, words
     assert why_not_stock(assembly.model) == why_not_stock(plain.model) == []
 
 
+def test_a_run_with_no_weight_is_the_baselines_bit_for_bit(tiny_joint, tiny, pictures, tmp_path, words):
+    """Though the stage lists `sea` among what trains: its temperature has nothing to learn from, and stays."""
+    runs = []
+    for name in ("sea", "plain"):
+        made = recipe(tiny_joint, tiny, pictures, tmp_path / name, words, weight=0.0)
+        values = made.model_dump(mode="json")
+        if name == "plain":
+            values["methods"], values["stages"][0]["weights"] = [], {}
+            values["stages"][0]["trainable"] = ["connector"]
+        runs.append(load_file(train(check(values), quiet=True) / "model" / "model.safetensors"))
+    assert runs[0].keys() == runs[1].keys()
+    assert all(torch.equal(value, runs[1][key]) for key, value in runs[0].items())
+
+
 def test_a_run_from_annotation_to_a_stock_model(tiny_joint, tiny, pictures, tmp_path, words):
     made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
     with pytest.raises(SightlineError, match=r"SEA has no labels .* sightline annotate RECIPE --method sea"):

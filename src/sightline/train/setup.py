@@ -12,7 +12,7 @@ from ..config import Stage
 from ..errors import SightlineError, did_you_mean
 from ..models.adapters import is_trained
 from ..models.modeling import SightlineForConditionalGeneration
-from ..models.parts import named_parts
+from ..models.parts import named_parts, part_of
 from ..models.precision import num_weights
 
 
@@ -47,6 +47,7 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
                 f"It has: {', '.join(sizes)}."
             )
     unused = frozenset(unused_by_tower(model) if "vision" in stage.trainable else ())
+    unused |= unused_by_losses(model, stage)
     trained = dict.fromkeys(sizes, 0)
     for part, name, parameter in named_parts(model):
         trains = is_trained(part, name, stage) and name not in unused
@@ -61,7 +62,7 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
             lr=stage.lr_by_part.get(part, stage.lr) if trains else 0.0,
             weight_decay=stage.weight_decay if trains else 0.0,
             trained=trained[part],
-            unused=tuple(sorted(unused)) if part == "vision" else (),
+            unused=tuple(sorted(name for name in unused if part_of(name) == part)),
         )
         for part, size in sizes.items()
     ]
@@ -83,6 +84,17 @@ def unused_by_tower(model: SightlineForConditionalGeneration) -> list[str]:
     prefix = "model.vision_tower."
     have = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
     return [prefix + name for name, p in tower.named_parameters() if p.grad is None and prefix + name in have]
+
+
+def unused_by_losses(model: SightlineForConditionalGeneration, stage: Stage) -> set[str]:
+    """Names of the parameters of methods that edit nothing, and whose losses the stage gives no weight."""
+    idle = [
+        method
+        for method in model.model.methods.all
+        if not method.needs.edits and not any(stage.weights.get(spec.name) for spec in method.needs.losses)
+    ]
+    names = {id(parameter) for method in idle if method.name in stage.trainable for parameter in method.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in names}
 
 
 def set_modes(model: SightlineForConditionalGeneration, stage: Stage) -> None:
