@@ -45,6 +45,15 @@ settings.register_profile("sightline", deadline=None, database=None, derandomize
 settings.load_profile("sightline")
 
 
+LONGEST_FIRST = ("test_readme.py", "test_photographs.py", "test_processes.py")
+"""Files that take longest: begun first, no process is left alone with them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny random backbones by name; see parts.py."""

@@ -20,6 +20,7 @@ from sightline.annotate import images
 from sightline.annotate.drawing import NONE, Drawing, FromLabels, How
 from sightline.annotate.given import GivenLabels
 from sightline.annotate.labels import unpacked
+from sightline.annotate.report import measure_labels
 from sightline.checkpoints import why_not_stock
 from sightline.config import Recipe, check
 from sightline.data.collate import collate
@@ -34,7 +35,7 @@ from sightline.methods.base import Setting, Sizes
 from sightline.methods.compose import build_methods
 from sightline.methods.sea import LOSS, SEA, SEAConfig, drawn_of, one_per_word
 from sightline.models.assemble import Assembly, assemble
-from sightline.models.parts import part_of
+from sightline.models.parts import owner_of
 from sightline.train import train
 from sightline.train.annotate import annotate_method
 from sightline.train.engine import outline
@@ -167,7 +168,7 @@ def test_in_stage_1_the_frozen_parts_have_no_gradient(tiny_joint, tiny, pictures
         total = objective.total(sums, counts)
         torch.testing.assert_close(total, sums["answer"] / counts["answer"] + 0.3 * sums[LOSS])
         total.backward()
-        trained = {part_of(name) for name, p in assembly.model.named_parameters() if p.grad is not None}
+        trained = {owner_of(name) for name, p in assembly.model.named_parameters() if p.grad is not None}
         assert trained == set(trainable)
         assert all(p.grad is None or p.grad.any() for p in assembly.model.parameters())
 
@@ -276,6 +277,20 @@ def test_no_weight_is_the_baseline_bit_for_bit(tiny_joint, tiny, pictures, words
     assert why_not_stock(assembly.model) == why_not_stock(plain.model) == []
 
 
+def test_a_run_with_no_weight_is_the_baselines_bit_for_bit(tiny_joint, tiny, pictures, tmp_path, words):
+    """Though the stage lists `sea` among what trains: its temperature has nothing to learn from, and stays."""
+    runs = []
+    for name in ("sea", "plain"):
+        made = recipe(tiny_joint, tiny, pictures, tmp_path / name, words, weight=0.0)
+        values = made.model_dump(mode="json")
+        if name == "plain":
+            values["methods"], values["stages"][0]["weights"] = [], {}
+            values["stages"][0]["trainable"] = ["connector"]
+        runs.append(load_file(train(check(values), quiet=True) / "model" / "model.safetensors"))
+    assert runs[0].keys() == runs[1].keys()
+    assert all(torch.equal(value, runs[1][key]) for key, value in runs[0].items())
+
+
 def test_a_run_from_annotation_to_a_stock_model(tiny_joint, tiny, pictures, tmp_path, words):
     made = recipe(tiny_joint, tiny, pictures, tmp_path, words)
     with pytest.raises(SightlineError, match=r"SEA has no labels .* sightline annotate RECIPE --method sea"):
@@ -307,6 +322,9 @@ def test_a_report_of_labels_counts_them(tiny_joint, tiny, pictures, tmp_path, wo
     empty = sum(int((scores <= 0).all(axis=1).sum()) for _, scores in labels)
     assert found["patches without a label"] == empty and f"patches without a label: {empty:,}" in text.read_text()
     assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "not there yet" not in text.read_text()
+    next(folder.glob("*-00000.*")).unlink()
+    assert measure_labels(folder).told().startswith("1 shards are not there yet"), "another process is at work on it"
     drawn = recipe(tiny_joint, tiny, pictures, tmp_path, words, drawn_epochs=1)
     with pytest.raises(SightlineError, match="keeps what was drawn of labels, not their scores"):
         annotate_method(drawn, "sea", report=True)

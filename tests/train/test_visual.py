@@ -26,7 +26,7 @@ class Bench:
 
     def __init__(self, tiny: dict[str, Path], pictures: Path, weights: dict[str, float] = WEIGHTS) -> None:
         torch.manual_seed(4)
-        methods = [{"name": "tests.toy:Toy"}] if weights else []
+        methods = [{"name": "toy:Toy"}] if weights else []
         self.assembly = assemble(str(tiny["clip"]), str(tiny["llama"]), methods=methods)
         samples = read_llava_json(pictures / "chats.json")
         columns = {"toy/level": {sample.id: torch.tensor(1) for sample in samples}} if weights else {}

@@ -38,6 +38,8 @@ class LabelReport:
     """Labels by score, from 0 to 1."""
     highest: float
     """The best score of all."""
+    missing: int
+    """Shards that are not there yet, and not counted: other processes are at work on them, or were stopped."""
 
     @property
     def used(self) -> float:
@@ -60,8 +62,10 @@ class LabelReport:
         labels = int(self.uses.sum())
         share = np.cumsum(self.histogram) / max(1, labels)
         quartiles = ", ".join(f"{(np.searchsorted(share, q) + 0.5) / BINS:.3f}" for q in (0.25, 0.5, 0.75))
+        partly = f"{self.missing:,} shards are not there yet; without them:"
         return "\n".join(
             [
+                *([partly] if self.missing else []),
                 f"{self.images:,} images, {self.patches:,} patches, {labels:,} labels",
                 f"patches without a label: {self.unlabelled:,} ({self.unlabelled / max(1, self.patches):.1%})",
                 f"words used: {int((self.uses > 0).sum()):,} of {len(self.words):,} ({self.used:.1%})",
@@ -108,7 +112,8 @@ def measure_labels(folder: Path, *, progress: bool = True) -> LabelReport:
             highest = max(highest, float(scores.max()))
             images, patches = images + 1, patches + len(ids)
             unlabelled += int((~there.any(axis=1)).sum())
-    return LabelReport(words, images, patches, unlabelled, uses, sums / np.maximum(uses, 1), histogram, highest)
+    means, missing = sums / np.maximum(uses, 1), len(store.missing())
+    return LabelReport(words, images, patches, unlabelled, uses, means, histogram, highest, missing)
 
 
 def write_report(report: LabelReport, folder: Path) -> list[Path]:

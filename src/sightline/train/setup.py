@@ -46,12 +46,15 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
                 f"It has: {', '.join(sizes)}."
             )
     unused = frozenset(unused_by_tower(model) if "vision" in stage.trainable else ())
+    unused |= unused_by_losses(model, stage)
     trained = dict.fromkeys(sizes, 0)
+    left_out: dict[str, list[str]] = {part: [] for part in sizes}
     for part, name, parameter in named_parts(model):
         trains = is_trained(part, name, stage) and name not in unused
         parameter.requires_grad_(trains)
         sizes[part] += num_weights(parameter)
         trained[part] += parameter.numel() * trains
+        left_out[part] += [name] if name in unused else []
     return [
         PartRow(
             part,
@@ -60,7 +63,7 @@ def set_trainable(model: SightlineForConditionalGeneration, stage: Stage) -> lis
             lr=value_of(part, stage.lr_by_part, stage.lr) if trains else 0.0,
             weight_decay=stage.weight_decay if trains else 0.0,
             trained=trained[part],
-            unused=tuple(sorted(unused)) if part == "vision" else (),
+            unused=tuple(sorted(left_out[part])),
         )
         for part, size in sizes.items()
     ]
@@ -82,6 +85,18 @@ def unused_by_tower(model: SightlineForConditionalGeneration) -> list[str]:
     prefix = "model.vision_tower."
     have = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
     return [prefix + name for name, p in tower.named_parameters() if p.grad is None and prefix + name in have]
+
+
+def unused_by_losses(model: SightlineForConditionalGeneration, stage: Stage) -> set[str]:
+    """Names of the parameters of methods that edit nothing, and whose losses the stage gives no weight."""
+    idle = [
+        method
+        for method in model.model.methods.all
+        if not method.needs.edits and not any(stage.weights.get(spec.name) for spec in method.needs.losses)
+    ]
+    trained = {part.partition(".")[0] for part in stage.trainable}
+    ours = {id(parameter) for method in idle if method.name in trained for parameter in method.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ours}
 
 
 def set_modes(model: SightlineForConditionalGeneration, stage: Stage) -> None:
