@@ -14,7 +14,7 @@ from sightline.data.templates import get_template
 from sightline.errors import SightlineError
 from sightline.models.adapters import changed_names, check_stages, lora_of, merge, prepare_stage
 from sightline.models.assemble import Assembly, assemble
-from sightline.models.parts import part_of
+from sightline.models.parts import owner_of
 from sightline.models.precision import base_linears, is_adapter
 from sightline.train.engine import Engine
 from sightline.train.objective import Objective
@@ -85,7 +85,7 @@ def test_adapters_begin_at_the_same_function(language, lora, tiny, pictures):
         assert torch.equal(after, before)
     now = {name for name, _ in assembly.model.named_parameters()}
     assert {name.replace(".base_layer", "") for name in now if not is_adapter(name)} == names
-    assert {part_of(name) for name in now if is_adapter(name)} == {"language"}
+    assert {owner_of(name) for name in now if is_adapter(name)} == {"language"}
     assert lora_of(assembly.model) == LoRA.model_validate(lora)
 
 
@@ -118,8 +118,8 @@ def test_training_moves_adapters_and_connector_alone(lora, other, tiny, pictures
         # A fresh connector's second bias or a fresh A may stay for a step: two are taken.
         assert torch.equal(value, before[name]) != moved, name
     for name, parameter in assembly.model.named_parameters():
-        assert parameter.requires_grad == (part_of(name) == "connector" or is_adapter(name)), name
-        whole = parameter.requires_grad or part_of(name) == "connector" or not other
+        assert parameter.requires_grad == (owner_of(name) == "connector" or is_adapter(name)), name
+        whole = parameter.requires_grad or owner_of(name) == "connector" or not other
         assert parameter.dtype == (torch.float32 if whole else torch.bfloat16), name
 
 
@@ -181,15 +181,15 @@ def test_bf16_rounds_what_is_frozen_and_training_returns_to_fp32(tiny, pictures)
     assembly = make(tiny)
     batch = batch_for(assembly, pictures)
     train_two_steps(assembly, stage_of(trainable=["connector"], precision="bf16", frozen="bf16"), batch)
-    kinds = {part_of(name): p.dtype for name, p in assembly.model.named_parameters()}
+    kinds = {owner_of(name): p.dtype for name, p in assembly.model.named_parameters()}
     assert kinds == {"vision": torch.bfloat16, "connector": torch.float32, "language": torch.bfloat16}
     assert all(b.dtype == torch.float32 for b in assembly.model.model.language_model.buffers())
     train_two_steps(assembly, stage_of(lora=LORA, precision="bf16", frozen="bf16"), batch)
     for name, parameter in assembly.model.named_parameters():
-        if part_of(name) == "language":
+        if owner_of(name) == "language":
             assert parameter.dtype == (torch.float32 if is_adapter(name) else torch.bfloat16), name
     train_two_steps(assembly, stage_of(precision="bf16", frozen="bf16"), batch)
-    kinds = {part_of(name): p.dtype for name, p in assembly.model.named_parameters()}
+    kinds = {owner_of(name): p.dtype for name, p in assembly.model.named_parameters()}
     assert kinds == {"vision": torch.bfloat16, "connector": torch.float32, "language": torch.float32}
     assert (assembly.model.config.base or {})["held"] == {
         "vision": ["bf16"],

@@ -18,7 +18,7 @@ from sightline.errors import SightlineError
 from sightline.generation import Assistant
 from sightline.models.assemble import assemble
 from sightline.models.connectors import build_connector, pixel_shuffle, pool_grid, resolve_options
-from sightline.models.parts import part_of
+from sightline.models.parts import owner_of
 from sightline.models.towers import TowerSpec
 from sightline.train import train
 
@@ -173,7 +173,7 @@ def test_they_train(tiny: dict[str, Path], pictures: Path, tmp_path: Path, name:
     torch.manual_seed(0)
     fresh = assemble(str(tiny["clip"]), str(tiny["llama"]), **options).model.state_dict()
     for key, value in trained.state_dict().items():
-        assert torch.equal(value, fresh[key]) == (part_of(key) == "vision"), key
+        assert torch.equal(value, fresh[key]) == (owner_of(key) == "vision"), key
     assert json.loads((folder / "model" / "config.json").read_text())["connector"] == options["connector"]
     again = train(
         check(

@@ -11,7 +11,7 @@ from sightline.data.templates import get_template
 from sightline.errors import SightlineError
 from sightline.models.adapters import changed_names, check_stage, merge, plain_state, prepare_stage
 from sightline.models.assemble import Assembly, assemble
-from sightline.models.parts import part_of
+from sightline.models.parts import owner_of
 from sightline.models.precision import base_linears, base_weight, check_nf4, hold_part, is_adapter, is_nf4, nf4_linear
 from sightline.train.engine import Engine
 from sightline.train.objective import Objective
@@ -124,7 +124,7 @@ def test_merging_leaves_what_was_trained_in_full_precision(tiny, pictures):
     assert type(merged) is nn.Linear
     torch.testing.assert_close(merged.weight, expected.detach(), atol=1e-7, rtol=0)
     assert all(torch.equal(value, state[name]) for name, value in assembly.model.state_dict().items())
-    assert {part_of(name) for name in state} == {"vision", "connector", "language"}
+    assert {owner_of(name) for name in state} == {"vision", "connector", "language"}
 
 
 def test_a_state_dict_with_four_bits_loads_back(tiny, pictures):

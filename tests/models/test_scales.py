@@ -18,7 +18,7 @@ from sightline.doctor.models import skeleton
 from sightline.errors import SightlineError
 from sightline.generation import Assistant
 from sightline.models.assemble import assemble
-from sightline.models.parts import part_of
+from sightline.models.parts import owner_of
 from sightline.models.scales import from_tiles, num_tiles, resize, to_tiles
 from sightline.train import train
 
@@ -245,7 +245,7 @@ def test_it_trains(tiny: dict[str, Path], pictures: Path, tmp_path: Path, lora: 
         torch.manual_seed(0)
         fresh = assemble(str(tiny["clip"]), str(tiny["llama"]), vision_scales=[1, 2]).model.state_dict()
         for key, value in trained.state_dict().items():
-            assert torch.equal(value, fresh[key]) == (part_of(key) == "vision"), key
+            assert torch.equal(value, fresh[key]) == (owner_of(key) == "vision"), key
     saved = [{**stage, "init_from": str(folder), "steps": 1}]
     again = train(check(values | {"model": None, "out": str(tmp_path / "again"), "stages": saved}), quiet=True)
     assert load_model(again / "model").model.config.vision_scales == [1, 2]

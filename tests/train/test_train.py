@@ -17,7 +17,7 @@ from sightline.data.templates import get_template
 from sightline.errors import SightlineError
 from sightline.methods.base import LossSpec, Needs
 from sightline.models.assemble import Assembly, assemble
-from sightline.models.parts import part_of
+from sightline.models.parts import owner_of
 from sightline.report.run_folder import read_run
 from sightline.train import train
 from sightline.train.engine import Engine
@@ -99,7 +99,7 @@ def test_a_run_leaves_what_it_should(tiny: dict[str, Path], pictures: Path, tmp_
     last = load_model(folder / "model").model.state_dict()
     for name, value in first.items():
         moved = not torch.equal(value, last[name])
-        assert moved == (part_of(name) != "vision"), name
+        assert moved == (owner_of(name) != "vision"), name
 
 
 def test_stage_one_moves_the_connector_alone(tiny: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_stage_one_moves_the_connector_alone(tiny: dict[str, Path], pictures: Pa
     fresh = assemble(str(tiny["clip"]), str(tiny["llama"])).model.state_dict()
     trained = load_model(folder / "stages" / "pretrain" / "model").model.state_dict()
     for name, value in trained.items():
-        assert torch.equal(value, fresh[name]) != (part_of(name) == "connector"), name
+        assert torch.equal(value, fresh[name]) != (owner_of(name) == "connector"), name
 
 
 def test_same_recipe_same_bits(tiny: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
