@@ -43,7 +43,7 @@ from sightline.types import Batch
 
 RESULTS = Path(__file__).parent / "results"
 WORDS, TOP = 8000, 10
-PLANS = {"tiny": (4, 2), "1M": (16, 30), "10M": (16, 20), "60M": (8, 20)}
+PLANS = {"tiny": (4, 2), "1M": (16, 30), "10M": (16, 20), "60M": (8, 12)}
 """Rows of a batch, and batches that are timed, by size."""
 COUNTED = 10
 """Steps whose operations are counted: one of them looks at the gradients."""
