@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .engine import Engine
+from .objective import LANGUAGE
 
 EVERY = 10
 """Steps between looks."""
-LANGUAGE = "language"
 
 
 class VisualGradients:
