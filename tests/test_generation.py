@@ -8,11 +8,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sightline.checkpoints import load_model, save_model
+from sightline.data.collate import collate
 from sightline.data.images import load_image
-from sightline.data.templates import get_template
+from sightline.data.templates import IMAGE, get_template
 from sightline.errors import SightlineError
-from sightline.generation import Assistant, OwnPrompts, StockPrompts
+from sightline.generation import Assistant, Prompts
 from sightline.models.assemble import assemble
+from sightline.models.processing import PROMPT_FIELDS, SightlineProcessor, own_processor
+from sightline.types import Turn
 
 RED, BLUE = Image.new("RGB", (40, 30), (220, 30, 30)), Image.new("RGB", (20, 50), (30, 30, 220))
 GREEN = Image.new("RGB", (32, 32), (30, 180, 30))
@@ -93,7 +96,7 @@ def test_beams_see_their_own_rows_images(folders, assistant, name):
     views of each image. A stock model is loaded as ours here, and must search as transformers' own does."""
     beams = {"do_sample": False, "num_beams": 3, "max_new_tokens": 6, "min_new_tokens": 6}
     model = load_model(folders / name).model
-    prompts = OwnPrompts(load_model(folders / name).processor(get_template("vicuna_v1")))
+    prompts = Prompts(own_processor(load_model(folders / name), get_template("vicuna_v1")))
 
     def search(rows) -> list[list[int]]:
         inputs = prompts.batch(*zip(*rows, strict=True))
@@ -112,7 +115,7 @@ def test_beams_see_their_own_rows_images(folders, assistant, name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_class_decides_how_it_is_asked(assistant, name):
     stock = name.startswith("stock")
-    assert isinstance(assistant(name).prompts, StockPrompts if stock else OwnPrompts)
+    assert isinstance(assistant(name).prompts.processor, SightlineProcessor) is not stock
     assert type(assistant(name).model).__module__.startswith("transformers." if stock else "sightline.")
     assert not assistant(name).model.training
 
@@ -135,13 +138,18 @@ def test_answers_are_as_many_as_questions(assistant):
         model.answers([[]], ["a", "b"])
 
 
-def test_a_stock_checkpoint_is_asked_as_ours_would_be(folders, assistant):
-    """Both ways of making a prompt give the same ids and pixels for the same model."""
-    processor = load_model(folders / "stock").processor(get_template("vicuna_v1"))
-    images, questions = zip(*ASKED, strict=True)
-    theirs, ours = assistant("stock").prompts.batch(images, questions), OwnPrompts(processor).batch(images, questions)
-    for name in ("input_ids", "attention_mask", "pixel_values"):
-        assert torch.equal(theirs[name], ours[name]), name
+@pytest.mark.parametrize("name", MODELS)
+def test_a_question_is_laid_out_as_in_training(folders, assistant, name):
+    """What transformers' processor, or ours, makes of a question is what our layout of rows makes of it."""
+    process = load_model(folders / name).processor(get_template(MODELS[name][2]))
+    images, questions = zip(*asked_of(name), strict=True)
+    given = assistant(name).prompts.batch(images, questions)
+    turns = [[Turn("user", f"{IMAGE}\n" * len(i) + q)] for i, q in zip(images, questions, strict=True)]
+    rows = [process.prompt(i, t) for i, t in zip(images, turns, strict=True)]
+    expected = collate(rows, pad_id=process.pad_id, side="left")
+    fields = ("input_ids", "attention_mask") if name.startswith("stock") else PROMPT_FIELDS
+    for field in (*fields, "pixel_values"):
+        assert torch.equal(given[field], getattr(expected, field)), field
 
 
 @pytest.mark.parametrize("name", ["stock", "toy"])

@@ -9,12 +9,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 
 from .checkpoints.model import check_loading, load_model, model_folder, read_config
-from .data.collate import collate
 from .data.images import to_rgb
 from .data.templates import IMAGE, get_template, to_jinja
 from .errors import SightlineError
 from .models.hub import found, load_weights, quiet
-from .types import Turn
 
 
 class Assistant:
@@ -43,20 +41,17 @@ class Assistant:
         """The name of the template, where it is one of ours."""
         self.device = torch.device(device)
         self.model: Any
-        self.prompts: StockPrompts | OwnPrompts
         if config["model_type"] == "sightline":
-            assembly = load_model(path, dtype)
-            self.model = assembly.model
-            self.prompts = OwnPrompts(assembly.processor(get_template(str(self.template)), max_length=10**9))
+            self.model = load_model(path, dtype).model
         else:
             self.model, info = found(lambda: load_weights(AutoModelForImageTextToText, path, dtype), path)
             check_loading(path, info)
-            processor = found(lambda: AutoProcessor.from_pretrained(path, backend="pil"), path)
-            if template is not None:
-                processor.chat_template = to_jinja(get_template(template))
-            if processor.chat_template is None:
-                raise SightlineError(f"'{path}' has no chat template, so there is no way to ask it. Save it with one.")
-            self.prompts = StockPrompts(processor)
+        processor = found(lambda: AutoProcessor.from_pretrained(path, backend="pil"), path)
+        if template is not None:
+            processor.template, processor.chat_template = template, to_jinja(get_template(template))
+        if processor.chat_template is None:
+            raise SightlineError(f"'{path}' has no chat template, so there is no way to ask it. Save it with one.")
+        self.prompts = Prompts(processor)
         self.model.to(self.device).eval()
         self.tokenizer = self.prompts.tokenizer
 
@@ -107,7 +102,7 @@ class AnswerStreamer(TextStreamer):
         super().on_finalized_text(text, stream_end=stream_end)
 
 
-class StockPrompts:
+class Prompts:
     """Prompts through the checkpoint's own processor and chat template."""
 
     def __init__(self, processor: Any) -> None:
@@ -139,22 +134,3 @@ class StockPrompts:
                 processor_kwargs={"padding": True},
             )
         )
-
-
-class OwnPrompts:
-    """Prompts through Sightline's processor, for models that stock LLaVA cannot express."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-
-    def batch(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Inputs of `generate`, left-padded."""
-        examples = [
-            self.processor.prompt(mine, [Turn("user", f"{IMAGE}\n" * len(mine) + question)])
-            for mine, question in zip(images, questions, strict=True)
-        ]
-        batch = collate(examples, pad_id=self.tokenizer.pad_token_id, side="left")
-        given = ("input_ids", "attention_mask", "kinds", "turn_ids", "prompt_mask", "view_counts")
-        inputs = {name: getattr(batch, name) for name in given}
-        return inputs | ({"pixel_values": batch.pixel_values} if batch.num_images else {})

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import parts
-from sightline.data.templates import IMAGE, TEMPLATES, Span, Template, get_template, render, to_jinja
+from sightline.data.templates import IMAGE, TEMPLATES, Span, Template, get_template, read_spans, render, to_jinja
 from sightline.errors import SightlineError
 from sightline.types import Turn
 
@@ -158,6 +158,31 @@ def test_chat_template_renders_the_same_text(template, as_list, pairs, system, q
     messages = [{"role": t.role, "content": [{"type": "text", "text": t.text}] if as_list else t.text} for t in turns]
     generate = question is not None
     assert chat(template, messages, generate=generate) == render(template, turns, EOS, prompt_only=generate)[0]
+
+
+plain_words = st.text(alphabet="ab c\n?", max_size=8)
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES.values(), EVERYWHERE], ids=lambda t: t.name)
+@given(
+    pairs=st.lists(st.tuples(plain_words, plain_words), max_size=3),
+    system=st.sampled_from([None, "", "be kind"]),
+    question=st.none() | plain_words,
+)
+@example(pairs=[], system=None, question="")
+@example(pairs=[("", "")], system=None, question=None)
+def test_a_rendered_text_is_read_as_it_was_rendered(template, pairs, system, question):
+    """The user's words, and which exchange each character is of."""
+    turns = turns_of(pairs, system=system if template.system_around is not None else None, question=question)
+    text, spans = render(template, turns, EOS, prompt_only=question is not None)
+    read = read_spans(template, text, EOS)
+    assert [span.start for span in read[1:]] == [span.end for span in read[:-1]]
+    assert sum(span.end - span.start for span in read) == len(text)
+    if template.user_text:
+        users = [span for span in spans if span.role == "user"]
+        assert [(s.start, s.end, s.turn) for s in read if s.role == "user"] == [(s.start, s.end, s.turn) for s in users]
+        owners = [[span.turn for span in each for _ in range(span.start, span.end)] for each in (spans, read)]
+        assert owners[0] == owners[1]
 
 
 @pytest.mark.parametrize(("name", "expected"), [("plain", "<image><image>"), ("vicuna_v1", "<image>\n<image>\nSame?")])

@@ -7,21 +7,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline.checkpoints import load_model, save_model
 from sightline.config import check
 from sightline.data.collate import collate
+from sightline.data.images import load_image
 from sightline.data.templates import get_template
 from sightline.errors import SightlineError
+from sightline.generation import Assistant
 from sightline.methods.aligngpt import GRID, LEVEL, SLOT, AlignGPT, AlignGPTConfig, dot_map, pooled, text_mask
 from sightline.methods.base import Setting, Sizes
 from sightline.models.assemble import Assembly, assemble
+from sightline.models.processing import PROMPT_FIELDS
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, set_trainable
 from sightline.types import VISUAL, Batch, Example, Sample, Turn
 
 SIZES = Sizes(d_vision=8, d_llm=16, patches=16, tokens=16)
-GIVEN = ("input_ids", "attention_mask", "kinds", "turn_ids", "prompt_mask", "view_counts")
 
 
 def built(tiny: dict[str, Path], language: str = "llama", **options) -> Assembly:
@@ -57,7 +60,7 @@ def laid(assembly: Assembly, *samples: Sample, side: str = "right") -> Batch:
 
 
 def logits(assembly: Assembly, batch: Batch) -> torch.Tensor:
-    inputs = {name: getattr(batch, name) for name in GIVEN}
+    inputs = {name: getattr(batch, name) for name in PROMPT_FIELDS}
     inputs |= {"pixel_values": batch.pixel_values} if batch.num_images else {}
     with torch.no_grad():
         return assembly.model(**inputs).logits
@@ -221,7 +224,7 @@ class TestLayouts:
         image = pictures / "images" / "0.png"
         prompt: Example = process.prompt([image], [Turn("user", "<image>\nred box?")])
         batch = collate([prompt], pad_id=process.pad_id, side="left")
-        inputs = {name: getattr(batch, name) for name in GIVEN} | {"pixel_values": batch.pixel_values}
+        inputs = {name: getattr(batch, name) for name in PROMPT_FIELDS} | {"pixel_values": batch.pixel_values}
         options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
         cached, full = (assembly.model.generate(**inputs, **options, use_cache=cache) for cache in (True, False))
         assert torch.equal(cached, full)
@@ -235,6 +238,41 @@ class TestLayouts:
         again = load_model(tmp_path / "model")
         again.model.eval()
         torch.testing.assert_close(logits(again, batch), before)
+
+    @pytest.mark.parametrize("language", ["llama", "qwen2"])
+    def test_transformers_own_classes_load_it_and_ask_it(self, tiny, pictures, tmp_path, language: str):
+        """`Auto*` classes with Sightline installed: the layout is ours, so is the answer, also in a conversation."""
+        assembly = built(tiny, language)
+        save_model(assembly, tmp_path / "model", get_template("vicuna_v1"))
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+        processor = AutoProcessor.from_pretrained(tmp_path / "model")
+        image = load_image(pictures / "images" / "0.png")
+        shown = [{"type": "image", "image": image}, {"type": "text", "text": "red box?"}]
+        said = [{"type": "text", "text": "yes"}]
+        talk = [
+            {"role": "user", "content": shown},
+            {"role": "assistant", "content": said},
+            {"role": "user", "content": [{"type": "text", "text": "two cats?"}]},
+        ]
+        found = []
+        for messages in (talk[:1], talk):
+            inputs = processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+            assert int(inputs["prompt_mask"].sum()) > 0
+            with torch.no_grad():
+                found.append(model(**inputs).logits[0])
+            new = model.generate(**inputs, do_sample=False, max_new_tokens=6)[:, inputs["input_ids"].shape[1] :]
+            if messages is not talk:
+                asked = Assistant(tmp_path / "model").answers([[image]], ["red box?"], max_new_tokens=6)
+                assert processor.batch_decode(new, skip_special_tokens=True)[0].strip() == asked[0]
+        same = len(found[0])
+        torch.testing.assert_close(found[0], found[1][:same], atol=2e-5, rtol=1e-4)
+        ours = laid(assembly, row(pictures, 0, "red box?", "yes", "two cats?", "no"))
+        length = min(len(found[1]), ours.input_ids.shape[1])
+        torch.testing.assert_close(
+            found[1][: length - 2], logits(assembly, ours)[0][: length - 2], atol=2e-5, rtol=1e-4
+        )
 
 
 class TestStages:

@@ -35,6 +35,7 @@ from ..models.configuration import SightlineConfig, select_of, spec, stock_strat
 from ..models.connectors import LinearConnector, StockConnector, build_connector
 from ..models.hub import UNREADABLE, found, load_weights, quiet, reason, weight_name
 from ..models.modeling import SightlineForConditionalGeneration
+from ..models.processing import own_processor
 from .adapters import has_adapters, read_adapters, saves_as_adapters, write_adapters
 
 
@@ -72,7 +73,8 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
     """
     model = assembly.model
     adapted = saves_as_adapters(model)
-    reasons = ["adapters over its base"] if adapted else why_not_stock(model)
+    inexpressible = why_not_stock(model)
+    reasons = ["adapters over its base"] if adapted else inexpressible
     ends = [*template.tokens[:1], str(assembly.tokenizer.eos_token)]
     ids = list(dict.fromkeys(assembly.tokenizer.convert_tokens_to_ids(ends)))
     if model.generation_config is not None:
@@ -92,7 +94,8 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
                 stock = to_stock(model)
                 stock.config.sightline = note
                 stock.save_pretrained(folder)
-            stock_processor(assembly, template).save_pretrained(folder)
+            processor = own_processor if inexpressible else stock_processor
+            processor(assembly, template).save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise SightlineError(
             f"cannot save the model to '{path}': {reason(error)}. What was there before is untouched. Make room, or "

@@ -97,7 +97,8 @@ class Processor:
             SightlineError: naming the row, if nothing in it is supervised, it is too long, or an image is unreadable.
         """
         turns, foreign = self.methods.insert_turns(sample, rng) if rng is not None else (sample.turns, frozenset())
-        example = self._lay_out(sample.id, sample.images, turns, foreign=foreign, columns=columns or {})
+        text, spans = render(self.template, turns, str(self.tokenizer.eos_token))
+        example = self.lay_out(sample.id, sample.images, text, spans, foreign=foreign, columns=columns or {})
         if not bool((example.labels[1:] != IGNORE).any()):
             raise SightlineError(
                 f"sample '{sample.id}' ({sample.source}) has no supervised token under template "
@@ -107,19 +108,21 @@ class Processor:
 
     def prompt(self, images: Sequence[ImageSource], turns: Sequence[Turn], *, name: str = "prompt") -> Example:
         """A prompt to generate from: the turns end with the user's, the text with the assistant's prefix."""
-        return self._lay_out(name, images, turns, prompt_only=True)
+        text, spans = render(self.template, turns, str(self.tokenizer.eos_token), prompt_only=True)
+        return self.lay_out(name, images, text, spans, prompt_only=True)
 
-    def _lay_out(
+    def lay_out(
         self,
         name: str,
         images: Sequence[ImageSource],
-        turns: Sequence[Turn],
+        text: str,
+        spans: Sequence[Span],
         *,
         foreign: frozenset[int] = frozenset(),
         columns: Mapping[str, Tensor] | None = None,
         prompt_only: bool = False,
     ) -> Example:
-        text, spans = render(self.template, turns, str(self.tokenizer.eos_token), prompt_only=prompt_only)
+        """A rendered text with its images as tokens. In a prompt, earlier answers are part of the prompt."""
         input_ids, owners = self._tokenise(name, text, spans)
         pixel_values, patches, view_counts = self._views(images)
         views = np.ones_like(view_counts) if self.methods.merges_views else view_counts
@@ -138,7 +141,7 @@ class Processor:
         for number, span in enumerate(spans):
             inside = owners == number
             turn_ids[inside] = span.turn
-            if span.role == "assistant":
+            if span.role == "assistant" and not prompt_only:
                 kinds[inside] = ANSWER if span.kind == "answer" else self.methods.kinds.index(span.kind)
             elif span.role == "user":
                 prompt_mask[inside] = span.turn not in foreign

@@ -6,6 +6,7 @@ the two equal). `vicuna_v1` and `plain` follow LLaVA's conversation.py (Separato
 the chat templates that their models are published with.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -164,6 +165,33 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
     if prompt_only:
         put(fill(template.assistant[0]), exchange)
     return "".join(pieces), spans
+
+
+def read_spans(template: Template, text: str, eos: str) -> list[Span]:
+    """The spans of a rendered text, as `render` gives them; answers of earlier exchanges count as the template's text.
+
+    Messages that hold the template's own markers are misread.
+    """
+
+    def fill(text: str) -> str:
+        return text.replace("{eos}", eos)
+
+    if not template.user_text:
+        return [Span(0, len(text), 0, "")]
+    before, after, prefix = fill(template.user[0]), fill(template.user[1]), fill(template.assistant[0])
+    words = rf"(.*?)(?:{re.escape(after + prefix)}|{re.escape(after)}\Z|\Z)"
+    between = re.escape(fill(template.assistant[1] + template.after_answer))
+    spans: list[Span] = []
+    position, exchange = 0, -1
+    while found := re.compile(rf"{between if spans else ''}({re.escape(before)}){words}", re.DOTALL).search(
+        text, position
+    ):
+        starts = (position, found.start(1), found.start(2), found.end(2))
+        spans += [Span(starts[0], starts[1], exchange, ""), Span(starts[1], starts[2], exchange + 1, "")]
+        spans.append(Span(starts[2], starts[3], exchange + 1, "user"))
+        position, exchange = found.end(2), exchange + 1
+    spans.append(Span(position, len(text), exchange, ""))
+    return [span for span in spans if span.end > span.start]
 
 
 def to_jinja(template: Template) -> str:

@@ -1,3 +1,4 @@
-"""The model and its parts. Importing any of them registers the model with transformers' `Auto*` classes."""
+"""The model and its parts. Importing any of them registers model and processor with transformers' `Auto*` classes."""
 
 from . import modeling as modeling
+from . import processing as processing

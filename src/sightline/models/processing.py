@@ -1,0 +1,132 @@
+"""The processor of a model that stock LLaVA cannot express: transformers' interface over our own layout of rows.
+
+Slots of methods, views of an image and which words are the user's are laid out by the code that lays out training
+rows. With Sightline installed, `AutoProcessor` finds it, and its output goes into the model's `generate` as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+
+from ..data.collate import collate
+from ..data.processor import Processor
+from ..data.templates import IMAGE, Template, get_template, read_spans, to_jinja
+from ..errors import SightlineError
+from ..methods.base import Sizes
+from ..methods.compose import Methods, build_methods
+from .assemble import Assembly
+from .configuration import SightlineConfig
+
+PROMPT_FIELDS = ("input_ids", "attention_mask", "kinds", "turn_ids", "prompt_mask", "view_counts")
+"""Of a batch, what `generate` takes beside pixels."""
+
+
+class SightlineProcessor(ProcessorMixin):
+    """Texts and images to inputs of the model, padded on the left."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        template: str = "plain",
+        sizes: Mapping[str, int] | None = None,
+        methods: Sequence[Mapping[str, Any]] = (),
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            template: the name of the template that the model was trained with.
+            sizes: of the model, as `Sizes` has them.
+            methods: the records of its methods.
+        """
+        self.template = template
+        self.sizes = dict(sizes) if sizes is not None else None
+        self.methods = [dict(record) for record in methods]
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def layout(self) -> Processor:
+        """What lays out rows; the methods in it have no weights."""
+        if self.sizes is None:
+            raise SightlineError("this processor knows no sizes of a model. Load the one that was saved with a model.")
+        with torch.device("meta"):
+            methods = build_methods(self.methods, Sizes(**self.sizes)) if self.methods else Methods()
+        return Processor(
+            self.tokenizer,
+            self.image_processor,
+            get_template(self.template),
+            tokens_per_view=self.sizes["tokens"],
+            methods=methods,
+            max_length=10**9,
+        )
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """Inputs of `generate`, with `pixel_values` where there are images.
+
+        Args:
+            images: one image, a list of them in the order of their `<image>`, or a list for each text.
+            text: one text or several, as the chat template gives them.
+            kwargs: `return_tensors` may only be "pt"; rows are padded on the left, and never cut.
+
+        Raises:
+            SightlineError: if images and `<image>` disagree, or for an option that cannot be obeyed.
+        """
+        refused = {"videos", "audio"} & {name for name, value in kwargs.items() if value is not None}
+        if refused or kwargs.get("return_tensors") not in (None, "pt") or kwargs.get("truncation"):
+            raise SightlineError("this processor takes texts and images, cuts nothing, and gives torch's tensors.")
+        texts = [text] if isinstance(text, str) else list(text or ())
+        if not texts:
+            raise SightlineError("there is no text. Give what `apply_chat_template` makes of a conversation.")
+        layout, eos = self.layout, str(self.tokenizer.eos_token)
+        examples = [
+            layout.lay_out(f"text {number}", mine, each, read_spans(layout.template, each, eos), prompt_only=True)
+            for number, (each, mine) in enumerate(zip(texts, images_by_text(images, texts), strict=True))
+        ]
+        batch = collate(examples, pad_id=layout.pad_id, side="left")
+        inputs = {name: getattr(batch, name) for name in PROMPT_FIELDS}
+        return BatchFeature(inputs | ({"pixel_values": batch.pixel_values} if batch.num_images else {}))
+
+
+def images_by_text(images: Any, texts: Sequence[str]) -> list[list[Any]]:
+    """The images of each text, from one image, all of them in order, or a list for each text.
+
+    Raises:
+        SightlineError: if their number is not that of `<image>`.
+    """
+    given = [] if images is None else images if isinstance(images, list | tuple) else [images]
+    wanted = [text.count(IMAGE) for text in texts]
+    if given and all(isinstance(mine, list | tuple) for mine in given):
+        rows = [list(mine) for mine in given]
+    else:
+        ends = torch.tensor(wanted).cumsum(0).tolist()
+        rows = [list(given[end - count : end]) for end, count in zip(ends, wanted, strict=True)]
+        rows[-1] += given[ends[-1] :]
+    if [len(mine) for mine in rows] != wanted:
+        raise SightlineError(f"the texts hold {wanted} {IMAGE}, and {[len(mine) for mine in rows]} images came.")
+    return [[Path(image) if isinstance(image, str) else opened(image) for image in mine] for mine in rows]
+
+
+def opened(image: Any) -> Any:
+    """An image as PIL's; arrays become that."""
+    return image if isinstance(image, Image.Image | Path) else Image.fromarray(image)
+
+
+def own_processor(assembly: Assembly, template: Template) -> SightlineProcessor:
+    """The processor to save with a model that is saved as our class."""
+    return SightlineProcessor(
+        image_processor=assembly.image_processor,
+        tokenizer=assembly.tokenizer,
+        chat_template=to_jinja(template),
+        template=template.name,
+        sizes=asdict(assembly.model.model.sizes),
+        methods=assembly.model.config.methods or (),
+    )
+
+
+AutoProcessor.register(SightlineConfig, SightlineProcessor, exist_ok=True)
