@@ -36,6 +36,13 @@ def turns_of(pairs: list[tuple[str, str]], *, system: str | None = None, questio
     return turns + ([Turn("user", question)] if question is not None else [])
 
 
+def test_llama_2_is_llavas_text():
+    """LLaVA's conversation.py, SeparatorStyle.LLAMA_2: the system prompt inside the first [INST]."""
+    turns = turns_of([("a?", "b"), ("c?", "d")], system="be kind")
+    text, _ = render(get_template("llama-2"), turns, EOS)
+    assert text == "[INST] <<SYS>>\nbe kind\n<</SYS>>\n\na? [/INST] b </s><s>[INST] c? [/INST] d </s><s>"
+
+
 def test_vicuna_is_llavas_text():
     """LLaVA's conversation.py, SeparatorStyle.TWO with sep " " and sep2 "</s>": the system prompt and " ", then
     "USER: " + message + " " and "ASSISTANT: " + message + "</s>" in turn."""

@@ -12,7 +12,7 @@ from sightline.models.assemble import Assembly, assemble
 from sightline.models.backbones import add_tokens
 from sightline.types import IGNORE, Sample, Turn
 
-SPECIAL = [name for name, template in TEMPLATES.items() if template.tokens]
+SPECIAL = [name for name, template in TEMPLATES.items() if template.tokens and "{eos}" not in template.assistant[1]]
 
 
 def assembly_for(tiny: dict[str, Path], name: str) -> Assembly:

@@ -87,3 +87,35 @@ def test_rough_numbers_are_the_dry_runs_alone(tmp_path):
     begun = tmp_path / "recipe.yaml"
     begun.write_text("\n".join(line for line in dump(other).splitlines() if "vision_scales" not in line))
     assert differences(recipe, begun) == []
+
+
+ALIGNGPT = {
+    "7b": {},
+    "13b": {"language": "lmsys/vicuna-13b-v1.5"},
+    "llama-2-7b": {"language": "meta-llama/Llama-2-7b-chat-hf", "template": "llama-2"},
+    "llama-3-8b": {"language": "meta-llama/Meta-Llama-3-8B-Instruct", "template": "llama-3"},
+    "siglip-7b": {"vision": SIGLIP},
+    **{f"7b-{levels}-levels": {"levels": levels} for levels in (4, 6, 10)},
+    **{f"7b-{mode}": {"mode": mode} for mode in ("local", "global", "average")},
+    "7b-fixed": {"mode": "fixed:8"},
+}
+"""Its models and ablations; 8 levels and mode `both` are the first one's."""
+
+
+@pytest.mark.parametrize("row", ALIGNGPT)
+def test_the_rows_of_the_aligngpt_paper(row):
+    """Zhao et al. 2024: LLaVA-1.5's rates and batches; the vectors train in stage 1 and are frozen in stage 2."""
+    recipe, asked = load_recipe(f"aligngpt-{row}"), ALIGNGPT[row]
+    assert recipe.model is not None
+    pretrain, instruct = recipe.stages
+    assert recipe.model.language == asked.get("language", "lmsys/vicuna-7b-v1.5")
+    assert recipe.model.vision == asked.get("vision", CLIP)
+    options = {key: asked[key] for key in ("levels", "mode") if key in asked}
+    assert recipe.methods == [{"name": "aligngpt", **options}]
+    gate = ["aligngpt.gate"] if asked.get("mode", "local") == "local" else []
+    assert pretrain.trainable == ["connector", "aligngpt.levels"]
+    assert instruct.trainable == ["connector", "language", *gate]
+    assert [stage.data[0].template for stage in recipe.stages] == ["plain", asked.get("template", "vicuna_v1")]
+    for stage, lr, rows in ((pretrain, 1e-3, 256), (instruct, 2e-5, 128)):
+        assert (stage.lr, stage.batch_size * stage.accumulate, stage.epochs) == (lr, rows, 1)
+    assert [stage.data[0].rows for stage in recipe.stages] == [558_128, 665_298]

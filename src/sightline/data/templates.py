@@ -2,8 +2,8 @@
 
 One renderer turns a template and its turns into text with spans, from which labels are read; the same data also gives
 the Jinja chat template that a saved processor carries, so that training and serving cannot drift apart (a test holds
-the two equal). `vicuna_v1` and `plain` follow LLaVA's conversation.py (SeparatorStyle.TWO and PLAIN); the others follow
-the chat templates that their models are published with.
+the two equal). `vicuna_v1`, `plain` and `llama-2` follow LLaVA's conversation.py (SeparatorStyle.TWO, PLAIN and
+LLAMA_2); the others follow the chat templates that their models are published with.
 """
 
 import re
@@ -25,6 +25,8 @@ class Template:
     """The default system prompt; a row's own system turn replaces it. An empty one is left out whole."""
     system_around: tuple[str, str] | None = ("", "")
     """What stands before and after the system prompt; None for models that know no system turn."""
+    system_in_user: bool = False
+    """Whether the system prompt stands inside the first user's message, before its words (Llama 2)."""
     user: tuple[str, str] = ("", "")
     """What stands before and after a user's message."""
     assistant: tuple[str, str] = ("", "")
@@ -64,6 +66,18 @@ TEMPLATES: dict[str, Template] = {
             user=("USER: ", " "),
             assistant=("ASSISTANT:", "{eos}"),
             answer_lead=" ",
+        ),
+        Template(
+            name="llama-2",
+            system="You are a helpful language and vision assistant. You are able to understand the visual content "
+            "that the user provides, and assist the user with a variety of tasks using natural language.",
+            system_around=("<<SYS>>\n", "\n<</SYS>>\n\n"),
+            system_in_user=True,
+            user=("[INST] ", " [/INST]"),
+            assistant=("", " {eos}"),
+            answer_lead=" ",
+            after_answer="<s>",
+            tokens=("</s>", "<s>"),
         ),
         Template(
             name="llama-3",
@@ -147,14 +161,17 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
                 f"template '{template.name}' has no place for a system turn, and a row has one ('{system[:40]}'). "
                 "Put its text into the first question, or use another template."
             )
-        put(fill(template.system_around[0]) + system + fill(template.system_around[1]), -1)
+        system = fill(template.system_around[0]) + system + fill(template.system_around[1])
+        if not template.system_in_user:
+            put(system, -1)
 
     exchange = -1
     for turn in turns:
         if turn.role == "user":
             exchange += 1
             words = turn.text if template.user_text else IMAGE * turn.text.count(IMAGE)
-            put(fill(template.user[0]), exchange)
+            inside = system if template.system_in_user and exchange == 0 else ""
+            put(fill(template.user[0]) + inside, exchange)
             put(words, exchange, "user", turn.kind)
             put(fill(template.user[1]), exchange)
         else:
@@ -181,11 +198,12 @@ def read_spans(template: Template, text: str, eos: str) -> list[Span]:
     before, after, prefix = fill(template.user[0]), fill(template.user[1]), fill(template.assistant[0])
     words = rf"(.*?)(?:{re.escape(after + prefix)}|{re.escape(after)}\Z|\Z)"
     between = re.escape(fill(template.assistant[1] + template.after_answer))
+    system = "(?:{}.*?{})?".format(*(re.escape(fill(part)) for part in template.system_around or ("", "")))
+    first = rf"({re.escape(before)}{system if template.system_in_user else ''}){words}"
+    later = rf"{between}({re.escape(before)}){words}"
     spans: list[Span] = []
     position, exchange = 0, -1
-    while found := re.compile(rf"{between if spans else ''}({re.escape(before)}){words}", re.DOTALL).search(
-        text, position
-    ):
+    while found := re.compile(later if spans else first, re.DOTALL).search(text, position):
         starts = (position, found.start(1), found.start(2), found.end(2))
         spans += [Span(starts[0], starts[1], exchange, ""), Span(starts[1], starts[2], exchange + 1, "")]
         spans.append(Span(starts[2], starts[3], exchange + 1, "user"))
@@ -225,14 +243,25 @@ def to_jinja(template: Template) -> str:
     else:
         before, after = template.system_around
         put_system = "{{ " + literal(before) + " ~ system ~ " + literal(after) + " }}"
-        default = "{%- else -%}" + say(before, template.system, after) if template.system else ""
-    return (
+        default = say(before, template.system, after) if template.system else ""
+    lead = (
         "{%- if messages and messages[0]['role'] == 'system' -%}"
         "{%- set message = messages[0] -%}{%- set system -%}" + content(as_it_is, "") + "{%- endset -%}"
-        "{%- if system -%}" + put_system + "{%- endif -%}"
-        "{%- set messages = messages[1:] -%}" + default + "{%- endif -%}"
-        "{%- for message in messages -%}"
-        "{%- if message['role'] == 'user' -%}" + say(template.user[0]) + user + say(template.user[1]) + "{%- else -%}"
+        "{%- if system -%}" + put_system + "{%- endif -%}{%- else -%}" + default + "{%- endif -%}"
+    )
+    inside = ""
+    if template.system_in_user:
+        lead = "{%- set lead -%}" + lead + "{%- endset -%}"
+        inside = "{%- if loop.first -%}{{ lead }}{%- endif -%}"
+    rest = "(messages[1:] if messages and messages[0]['role'] == 'system' else messages)"
+    return (
+        lead + "{%- for message in " + rest + " -%}"
+        "{%- if message['role'] == 'user' -%}"
+        + say(template.user[0])
+        + inside
+        + user
+        + say(template.user[1])
+        + "{%- else -%}"
         ""
         + say(template.assistant[0], template.answer_lead)
         + content(as_it_is, "")
