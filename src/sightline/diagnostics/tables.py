@@ -118,7 +118,7 @@ def _gate_table(scores: Mapping[str, Estimate]) -> Table | None:
         return None
     start = f"gate/{abilities[0]}/weights/"
     levels = [name.removeprefix(start) for name in scores if name.startswith(start)]
-    title = "gate: mean weight of each level in %, and mean entropy, by ability"
+    title = "gate: weights in %, entropy"
     table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("n", *levels, "nats", "of most"):
         table.add_column(heading, justify="right")
