@@ -165,11 +165,77 @@ def test_a_mistake_is_one_message(sightline, tmp_path, monkeypatch, arguments, m
     assert not any(tmp_path.iterdir()), "nothing is written for a command that failed"
 
 
-def test_an_image_without_a_question(sightline, tmp_path):
+def test_an_image_without_a_question(sightline, tmp_path, run_folder):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    code, _, err = sightline("ask", "nowhere", tmp_path / "a.png")
-    assert code == 2
-    assert "is a file, and there is no question. Add one: sightline ask MODEL IMAGE QUESTION" in err
+    for images in ([tmp_path / "a.png"], [tmp_path / "a.png"] * 2):
+        code, _, err = sightline("ask", run_folder, *images, "--device", "cpu")
+        assert code == 2
+        assert "is a file, and there is no question. Add one: sightline ask MODEL IMAGE QUESTION" in err
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny, tmp_path_factory) -> Path:
+    """A model of levels as stage 1 leaves it: trained on captions alone."""
+    torch.manual_seed(2)
+    assembly = assemble(str(tiny["clip"]), str(tiny["llama"]), methods=[{"name": "aligngpt", "levels": 3}])
+    with torch.no_grad():
+        for parameter in assembly.model.parameters():
+            if parameter.ndim > 1:
+                parameter *= 4
+    folder = tmp_path_factory.mktemp("captioner") / "model"
+    save_model(assembly, folder, get_template("plain"))
+    return folder
+
+
+def test_a_model_of_captions_needs_no_question(sightline, tmp_path, captioner):
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.save(tmp_path / "a.png")
+    (expected,) = Assistant(captioner).answers([[picture]], [""], max_new_tokens=5)
+    given = ("ask", captioner, tmp_path / "a.png")
+    options = ("--max-new-tokens", 5, "--device", "cpu")
+    for question in ([], [""]):
+        code, out, err = sightline(*given, *question, *options)
+        assert (code, out.strip(), err) == (0, expected, "")
+    code, out, err = sightline(*given, "What?", *options)
+    assert (code, out.strip()) == (0, expected) and "is not shown the question" in err
+    code, _, err = sightline("ask", captioner, "What?", *options)
+    assert code == 2 and "without an image there is nothing to ask it" in err
+
+
+def test_levels_side_by_side(sightline, tmp_path, captioner):
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.save(tmp_path / "a.png")
+    given = ("ask", captioner, tmp_path / "a.png", "--max-new-tokens", 2, "--device", "cpu", "--level")
+    model = Assistant(captioner)
+    expected = [model.answers([[picture]], [""], max_new_tokens=2, level=level)[0] for level in (1, 2, 3)]
+    code, out, _ = sightline(*given, "all")
+    assert code == 0 and [line.split()[0] for line in out.splitlines() if line.strip()][:2] == ["level", "1"]
+    for level, answer in enumerate(expected, start=1):
+        assert any(
+            line.startswith(f"{level} ") and " ".join(answer.split()) in " ".join(line.split())
+            for line in out.splitlines()
+        )
+    code, out, _ = sightline(*given, 2)
+    assert (code, out.strip()) == (0, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["a.png", "What?", "--level", "2"],
+            "has no levels, so none of them can be asked. Ask a model that was trained",
+        ),
+        (["a.png", "What?", "--level", "all"], "has no levels, so none of them can be asked"),
+        (["a.png", "What?", "--level", "most"], "--level most is no level. Give a number from 1 on, or `all`."),
+        (["What?", "--level", "2"], "there is none, so every level would answer alike"),
+    ],
+)
+def test_levels_that_cannot_be_asked(sightline, tmp_path, monkeypatch, run_folder, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    code, out, err = sightline("ask", run_folder, *arguments, "--device", "cpu")
+    assert (code, out) == (2, "") and message in err
 
 
 def test_data_that_is_not_there_stops_before_anything_is_written(sightline, tmp_path, monkeypatch, tiny):

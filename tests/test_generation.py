@@ -34,6 +34,7 @@ MODELS = {
     "toy": ("clip", "llama", "vicuna_v1", [{"name": "toy:Toy"}]),
     "nudge-no-bos": ("clip", "qwen2", "vicuna_v1", [{"name": "toy:Nudge"}]),
     "registers": ("registers", "phi3", "vicuna_v1", []),
+    "levels": ("clip", "llama", "vicuna_v1", [{"name": "aligngpt", "levels": 3}]),
 }
 TOKENS = 12
 
@@ -127,6 +128,25 @@ def test_a_stream_says_what_an_answer_says(assistant, capsys, name):
         capsys.readouterr()
         assert assistant(name).stream(images, question, max_new_tokens=TOKENS) == answer
         assert capsys.readouterr().out.strip() == answer
+
+
+def test_a_level_can_be_forced(assistant, capsys):
+    """Each level answers as a model whose slot always holds it; none is left behind."""
+    model, (images, question) = assistant("levels"), ASKED[0]
+    own = model.answers([images], [question], max_new_tokens=TOKENS)
+    assert list(model.levels) == [1, 2, 3]
+    at = [model.answers([images], [question], max_new_tokens=TOKENS, level=level)[0] for level in model.levels]
+    assert len(set(at)) > 1, "levels differ"
+    assert model.stream(images, question, max_new_tokens=TOKENS, level=2) == at[1] == capsys.readouterr().out.strip()
+    model.levelled.level = 3
+    assert model.answers([images], [question], max_new_tokens=TOKENS) == at[2:]
+    model.levelled.level = None
+    assert model.answers([images], [question], max_new_tokens=TOKENS) == own
+    with pytest.raises(SightlineError, match=r"has no level 4, .* its levels are 1 to 3\. Choose one of them"):
+        model.answers([images], [question], level=4)
+    for without in ("stock", "toy"):
+        with pytest.raises(SightlineError, match=r"has no levels, so none of them can be asked\. Ask a model"):
+            assistant(without).answers([images], [question], level=1)
 
 
 def test_answers_are_as_many_as_questions(assistant):

@@ -62,6 +62,9 @@ class Toy(AlignmentMethod):
         spread = trace.hidden[batch.attention_mask.bool()].std()
         return {"toy/norm": self.config.strength * probed.square().sum(), "toy/spread": spread}
 
+    def measures(self, trace, batch):
+        return {"toy/length": trace.visual.norm(dim=1)}
+
     def turns(self, sample, rng: np.random.Generator):
         if not self.config.turns or not sample.images:
             return []

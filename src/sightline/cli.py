@@ -188,34 +188,24 @@ def doctor(
 def ask(
     model: Annotated[str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")],
     arguments: Annotated[
-        list[str], typer.Argument(help="Images, if any, then the question.", metavar="[IMAGE]... QUESTION")
+        list[str], typer.Argument(help="Images, if any, then the question.", metavar="[IMAGE]... [QUESTION]")
     ],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[Precision, typer.Option(help="Of the weights; bf16 takes half the memory.")] = "fp32",
+    level: Annotated[
+        str | None, typer.Option(help="Of a model with AlignGPT: a level to answer at, or `all` of them.", metavar="K")
+    ] = None,
 ) -> None:
     """Ask a model about images; the answer streams.
 
     sightline ask runs/demo/model photo.jpg "What colour is the ball?"
+
+    A model that was trained on captions alone, as after stage 1, needs no question: `sightline ask MODEL photo.jpg`
     """
-    from .data.images import load_image
+    from .ask import ask as run
 
-    *paths, question = arguments
-    if not paths and is_file(question):
-        raise SightlineError(
-            f"'{question}' is a file, and there is no question. Add one: sightline ask MODEL IMAGE QUESTION"
-        )
-    images = [load_image(Path(path)) for path in paths]
-    try:
-        question.encode("utf-8")
-    except UnicodeEncodeError:
-        raise SightlineError("the question is not UTF-8 text. Check the terminal's encoding.") from None
-    from .generation import Assistant
-    from .train.processes import pick_device
-
-    Assistant(model, device=pick_device(device), dtype=weights(dtype)).stream(
-        images, question, max_new_tokens=max_new_tokens
-    )
+    run(model, arguments, level=level, max_new_tokens=max_new_tokens, device=device, dtype=weights(dtype))
 
 
 @app.command("eval")
@@ -344,14 +334,6 @@ def weights(dtype: Precision) -> "torch.dtype":
     import torch
 
     return torch.float32 if dtype == "fp32" else torch.bfloat16
-
-
-def is_file(text: str) -> bool:
-    """Whether a word of the command line names a file; a long question is too long a name to ask for."""
-    try:
-        return Path(text).is_file()
-    except OSError:
-        return False
 
 
 def default_eval_folder(model: str, data: Path, *, blank: bool) -> Path:

@@ -1,6 +1,7 @@
 """Ask a model about images. A stock `llava` checkpoint is asked through transformers alone, as any server would."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .checkpoints.model import check_loading, load_model, model_folder, read_con
 from .data.images import to_rgb
 from .data.templates import IMAGE, get_template, to_jinja
 from .errors import SightlineError
+from .methods.base import Levelled
 from .models.hub import found, load_weights, quiet
 
 
@@ -37,12 +39,16 @@ class Assistant:
         """
         path = model_folder(path)
         config = read_config(path)
-        self.template: str | None = template or config.get("sightline", {}).get("template")
+        self.name = path
+        self.template = template or template_of(config)
         """The name of the template, where it is one of ours."""
+        self.levelled: Levelled | None = None
+        """The method whose levels can be forced, where the model has one."""
         self.device = torch.device(device)
         self.model: Any
         if config["model_type"] == "sightline":
             self.model = load_model(path, dtype).model
+            self.levelled = self.model.model.methods.levelled
         else:
             self.model, info = found(lambda: load_weights(AutoModelForImageTextToText, path, dtype), path)
             check_loading(path, info)
@@ -55,20 +61,47 @@ class Assistant:
         self.model.to(self.device).eval()
         self.tokenizer = self.prompts.tokenizer
 
+    @property
+    def levels(self) -> range:
+        """The levels that can be forced.
+
+        Raises:
+            SightlineError: if the model has none.
+        """
+        if self.levelled is None:
+            raise SightlineError(
+                f"'{self.name}' has no levels, so none of them can be asked. Ask a model that was trained with "
+                "AlignGPT, or leave the level out."
+            )
+        return range(1, len(self.levelled.vectors_of_levels) + 1)
+
     def answers(
-        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], *, max_new_tokens: int = 64
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        level: int | None = None,
     ) -> list[str]:
         """An answer for each question about its images; one left-padded batch.
 
-        Raises:
-            SightlineError: for a question that holds `<image>`; its images are given beside it.
-        """
-        return [text.strip() for text in self._generate(images, questions, max_new_tokens=max_new_tokens)]
+        Args:
+            level: one of `levels`, whose vector then stands before the images of every question.
 
-    def stream(self, images: Sequence[Image.Image], question: str, *, max_new_tokens: int = 256) -> str:
+        Raises:
+            SightlineError: for a question that holds `<image>`; its images are given beside it. For a level that there
+                is not.
+        """
+        found = self._generate(images, questions, max_new_tokens=max_new_tokens, level=level)
+        return [text.strip() for text in found]
+
+    def stream(
+        self, images: Sequence[Image.Image], question: str, *, max_new_tokens: int = 256, level: int | None = None
+    ) -> str:
         """One answer, written to standard output as it comes."""
         streamer = AnswerStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        return self._generate([images], [question], max_new_tokens=max_new_tokens, streamer=streamer)[0].strip()
+        found = self._generate([images], [question], max_new_tokens=max_new_tokens, level=level, streamer=streamer)
+        return found[0].strip()
 
     @torch.inference_mode()
     def _generate(
@@ -77,6 +110,7 @@ class Assistant:
         questions: Sequence[str],
         *,
         max_new_tokens: int,
+        level: int | None,
         **options: Any,
     ) -> list[str]:
         marked = next((question for question in questions if IMAGE in question), None)
@@ -85,10 +119,26 @@ class Assistant:
                 f"the question '{marked}' holds {IMAGE}; its images stand before it. Take {IMAGE} out."
             )
         inputs = {name: value.to(self.device) for name, value in self.prompts.batch(images, questions).items()}
-        with quiet():
+        with quiet(), self._at(level):
             out = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **options)
         new = out[:, inputs["input_ids"].shape[1] :]
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    def _at(self, level: int | None) -> AbstractContextManager[None]:
+        if level is None:
+            return nullcontext()
+        if level not in self.levels:
+            raise SightlineError(
+                f"'{self.name}' has no level {level}, so it cannot be asked at it: its levels are 1 to "
+                f"{self.levels[-1]}. Choose one of them."
+            )
+        assert self.levelled is not None, "levels are those of a method"
+        return self.levelled.forced(level)
+
+
+def template_of(config: Mapping[str, Any]) -> str | None:
+    """The template that a checkpoint's config names, where Sightline saved it."""
+    return (config.get("sightline") or {}).get("template")
 
 
 class AnswerStreamer(TextStreamer):

@@ -88,6 +88,7 @@ def test_a_score_that_there_is_not_fails_the_run_and_says_which_there_are(folder
     [
         ({"data": "nowhere.json"}, "diagnostics.data: 'nowhere.json' is not there"),
         ({"scores": ["word/recall"]}, "no part 'word' is measured; did you mean 'words'?"),
+        ({"scores": ["gate/overall/entropy"]}, "of models with levels, and arm 'baseline' has none"),
         ({"stages": ["pretrian"]}, "no arm has a stage 'pretrian'; did you mean 'pretrain'?"),
     ],
 )

@@ -143,8 +143,9 @@ class TestTheMaths:
             embeds = model.splice(batch, model.connect(model.encode(batch.pixel_values)))
             alpha = method.weights(embeds, batch)[0] if method.gate is not None else None
             torch.testing.assert_close(method.vectors(embeds, batch)[0], expected(method.levels.weight, alpha))
-            method.level = 5
-            assert torch.equal(method.vectors(embeds, batch)[0], method.levels.weight[4]), "a forced level wins"
+            with method.forced(5):
+                assert torch.equal(method.vectors(embeds, batch)[0], method.levels.weight[4]), "a forced level wins"
+            assert method.level is None
 
     def test_without_the_first_levels_only_the_last_is_left(self, tiny, pictures):
         assembly = built(tiny)

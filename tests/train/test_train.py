@@ -335,6 +335,10 @@ def test_methods_train_through_a_recipe(tiny: dict[str, Path], pictures: Path, t
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     row = next(line for line in lines if "split" not in line)
     assert {"loss/answer", "loss/toy/answer", "loss/toy/norm", "loss/toy/spread", "lr/toy"} <= set(row)
+    measured = [line["step"] for line in lines if "toy/length" in line]
+    assert measured and set(measured) == {
+        line["step"] for line in lines if "split" not in line and line["step"] % 10 == 1
+    }
     assert isinstance(load_model(folder / "model").model.model.methods["toy"], Toy)
 
 

@@ -100,12 +100,13 @@ def stepped(processes: Processes, parallel, groups: list[list[int]], *methods: d
     batches, _, _ = in_step(fetched, counted, None, processes)
     result = take_step(engine, batches, optimizer, stage, step=1)
     gradients = {n: whole(p.grad) for n, p in assembly.model.named_parameters() if p.grad is not None}
-    return result.losses, gradients, result.samples, result.visual
+    return result.losses, gradients, result.samples, result.visual, result.measures
 
 
 def same(one, two) -> None:
-    """Losses and unclipped gradients, to 1e-10 in fp64; how losses pull at the visual tokens, which is fp32."""
-    losses, gradients, samples, visual = one
+    """Losses, unclipped gradients and measures, to 1e-10 in fp64; how losses pull at the visual tokens, in fp32."""
+    losses, gradients, samples, visual, measures = one
+    assert measures.keys() == two[4].keys() and all(abs(v - two[4][k]) < 1e-10 for k, v in measures.items()), two[4]
     if two[3]:
         assert visual.keys() == two[3].keys() and all(abs(v - two[3][k]) < 1e-5 for k, v in visual.items()), two[3]
     assert samples == two[2], (samples, two[2])

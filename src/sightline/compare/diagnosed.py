@@ -14,6 +14,8 @@ from typing import Any
 from ..config import Recipe
 from ..diagnostics import Part
 from ..errors import SightlineError, did_you_mean
+from ..methods.base import Levelled
+from ..methods.compose import load_method_class
 from .plan import Diagnosed, Plan
 from .statistics import Interval, level_of, mean_interval, paired_interval
 
@@ -51,6 +53,12 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
         if part not in list(Part):
             near = did_you_mean(part, list(Part)) or "."
             raise SightlineError(f"diagnostics.scores: no part '{part}' is measured{near} There are {', '.join(Part)}.")
+        without = [arm for arm, recipe in recipes.items() if recipe.model is not None and not has_levels(recipe)]
+        if part in (Part.levels, Part.gate) and without:
+            raise SightlineError(
+                f"diagnostics.scores: '{score}' is of models with levels, and arm '{without[0]}' has none, so it could "
+                "not be measured there. Take it out."
+            )
     known = [stage.name for recipe in recipes.values() for stage in recipe.stages]
     for name in wanted.stages:
         if name not in known:
@@ -61,6 +69,11 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
                     f"diagnostics.stages: arm '{arm}' does not keep its model after stage '{name}', so it could not "
                     "be looked at. Say save: true in that stage."
                 )
+
+
+def has_levels(recipe: Recipe) -> bool:
+    """Whether a recipe's model has a method with levels."""
+    return any(issubclass(load_method_class(str(record.get("name"))), Levelled) for record in recipe.methods)
 
 
 def diagnose_run(

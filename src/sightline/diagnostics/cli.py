@@ -18,10 +18,14 @@ def diagnose(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Where the images of a JSON are.", show_default="images beside it, else its folder"),
+        typer.Option(help="Where the images of a file are.", show_default="images beside it, else its folder"),
     ] = None,
     split: Annotated[Literal["validation", "test", "novel"], typer.Option(help="Of a world folder.")] = "validation",
     most: Annotated[int, typer.Option(min=2, help="Images to look at.")] = 200,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="A question file, as `eval` reads it, to ask instead of the material's own questions."),
+    ] = None,
     only: Annotated[list[Part] | None, typer.Option(help="Measure this part alone; can be given again.")] = None,
     untouched: Annotated[
         str | None, typer.Option(help="The language model before alignment, to see what was forgotten.")
@@ -47,6 +51,8 @@ def diagnose(
 
     - *kept*: what the language model still knows
 
+    - *levels*, *gate*: with AlignGPT, how far apart the levels are, and how the gate weighs them by type of question
+
     Each score comes with its 95% interval and, for the small world, beside those of models known to be good, untrained
     and broken. What the data does not allow is said; the exit status is 1 if that was asked for by name.
 
@@ -62,25 +68,29 @@ def diagnose(
     from ..train.processes import pick_device
     from .diagnose import diagnose as measure
     from .diagnose import references
-    from .material import read_captions, read_world
+    from .material import Material, read_captions, read_world, with_questions
     from .subject import Subject
     from .tables import tables
 
     console = Console(stderr=True)
     subject = Subject(model, device=pick_device(device), template=template)
     with tempfile.TemporaryDirectory() as folder:
-        if data is None:
+        if data is None and questions is None:
             from ..world.make import make_world
 
             console.print("drawing a world to look at (--data takes your own)", style="dim")
             data = Path(folder) / "world"
             few = {"validation": 1, "test": 1, "novel": 1} | {split: most}
             make_world(data, train=1, validation=few["validation"], test=few["test"], novel=few["novel"])
-        if data.is_dir():
+        if data is None:
+            material = Material("", ())
+        elif data.is_dir():
             material = read_world(data, split=split, most=most)
         else:
             material = read_captions(data, image_folder(data, images), most=most)
-        parts = [part for part in Part if part in (only or Part)]
+        if questions is not None:
+            material = with_questions(material, questions, image_folder(questions, images))
+        parts = [part for part in Part if part in only] if only else None
         diagnosis = measure(subject, material, name=model, parts=parts, untouched=untouched)
     for table in tables(diagnosis, references()):
         Console().print(table)
@@ -89,6 +99,6 @@ def diagnose(
     if out:
         diagnosis.write(out)
         typer.echo(f"all {len(diagnosis.scores)} numbers in {out}")
-    wanted = {*(only or ()), *([Part.kept] if untouched and Part.kept in parts else ())}
+    wanted = {*(only or ()), *([Part.kept] if untouched and not only else ())}
     if not diagnosis.scores or wanted & diagnosis.missing.keys():
         raise typer.Exit(1)

@@ -15,13 +15,14 @@ from . import Part
 from .cause import measure_cause
 from .geometry import measure_geometry
 from .kept import measure_kept
+from .levels import measure_gate, measure_levels
 from .material import Material, take
 from .measure_words import measure_words
 from .probe import measure_probe
 from .sight import measure_attention, measure_sight
 from .subject import Subject
 
-ASKING = (Part.sight, Part.attention, Part.cause, Part.kept)
+ASKING = (Part.sight, Part.attention, Part.cause, Part.kept, Part.gate)
 """The parts that ask questions."""
 REFERENCES = Path(__file__).parent / "references.json"
 """Scores of models whose alignment is known, in the small world; `benchmarks/diagnostics.py` writes it."""
@@ -53,7 +54,7 @@ def diagnose(
     material: Material,
     *,
     name: str,
-    parts: Sequence[str] = tuple(Part),
+    parts: Sequence[str] | None = None,
     untouched: str | None = None,
     questions: int = 400,
     seed: int = 0,
@@ -63,7 +64,7 @@ def diagnose(
 
     Args:
         name: what the model is called in the result.
-        parts: names of `Part`.
+        parts: names of `Part`; by default all that the model has.
         untouched: the language model before any alignment, for `kept`.
         questions: most questions to ask for each part but `cause`, which needs those about one item; drawn
             from all with a fixed seed.
@@ -71,6 +72,7 @@ def diagnose(
     Raises:
         SightlineError: for a part that there is not, or an image that cannot be read.
     """
+    parts = parts_of(subject) if parts is None else parts
     if strange := [part for part in parts if part not in list(Part)]:
         near = did_you_mean(strange[0], list(Part)) or "."
         raise SightlineError(f"there is no part '{strange[0]}' to measure{near} There are {', '.join(Part)}.")
@@ -107,6 +109,11 @@ def diagnose(
                 subject, take(material.text_questions, questions), untouched=untouched, progress=progress
             ),
         ),
+        Part.levels: ("", lambda: measure_levels(subject)),
+        Part.gate: (
+            "" if asked else "no questions about images",
+            lambda: measure_gate(subject, asked, progress=progress),
+        ),
     }
     scores: dict[str, Estimate] = {}
     missing: dict[str, str] = {}
@@ -128,6 +135,13 @@ def diagnose(
         except SightlineError as error:
             missing[part] = str(error)
     return Diagnosis(name, material.name, scores, missing)
+
+
+def parts_of(subject: Subject) -> tuple[Part, ...]:
+    """What can be measured of a model: levels and a gate only of one that has them."""
+    levelled = subject.levelled
+    has = {Part.levels: levelled is not None, Part.gate: levelled is not None and levelled.has_gate}
+    return tuple(part for part in Part if has.get(part, True))
 
 
 def flat(result: Any, path: str) -> Iterator[tuple[str, Estimate]]:

@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,22 @@ def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> M
         words=tuple(words),
         groups={name: tuple(group) for name, group in groups.items()},
         asked=asked,
+    )
+
+
+def with_questions(material: Material, path: Path, images_root: Path) -> Material:
+    """The material with the questions of a file, as `sightline eval` reads it, in place of its own.
+
+    Raises:
+        SightlineError: for a row that is no question, or an image that is not there.
+    """
+    questions = read_questions(path, images_root)
+    return replace(
+        material,
+        name=f"{material.name} with {path.name}" if material.cases else path.name,
+        questions=tuple(question for question in questions if question.images),
+        text_questions=tuple(question for question in questions if not question.images),
+        asked={},
     )
 
 

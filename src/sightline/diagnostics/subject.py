@@ -5,7 +5,7 @@ placeholders, words as the means of their tokens' embeddings. (Where a language 
 both are before that scale.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from ..data.view import seen_box
 from ..data.words import inside_a_sentence
 from ..errors import SightlineError
 from ..generation import Assistant
+from ..methods.base import Levelled
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.towers import tower_spec
+from ..types import Batch, Trace
 from .material import Case, TokenTruth
 
 
@@ -90,6 +92,11 @@ class Subject:
         return self.assistant.device
 
     @property
+    def levelled(self) -> Levelled | None:
+        """The method that has levels, where the model has one."""
+        return self.assistant.levelled
+
+    @property
     def image_processor(self) -> Any:
         """What makes pixels of images."""
         return self.assistant.prompts.processor.image_processor
@@ -130,14 +137,7 @@ class Subject:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         is_visual = ids == self.model.config.image_token_id
         if isinstance(self.model, SightlineForConditionalGeneration):
-            batch = self.model.prefill_batch(
-                ids,
-                mask,
-                inputs.get("pixel_values"),
-                inputs.get("view_counts"),
-                **{name: inputs.get(name) for name in ("kinds", "turn_ids", "prompt_mask")},
-            )
-            embeds = self.model.model.trace(batch, use_cache=False)[0].embeds
+            embeds = self._traced(inputs)[0].embeds
         else:
             embeds = self.model.get_input_embeddings()(ids)
             if is_visual.any():
@@ -146,6 +146,27 @@ class Subject:
                 visual = torch.cat([part.reshape(-1, embeds.shape[-1]) for part in parts])
                 embeds = embeds.masked_scatter(is_visual.unsqueeze(-1), visual.to(embeds))
         return Prompted(embeds, mask, is_visual, ids)
+
+    @torch.no_grad()
+    def gate_weights(
+        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]
+    ) -> Float[Tensor, "batch weighed"]:
+        """How the gate of a model with levels weighs them for each question about its images."""
+        assert self.levelled is not None and self.levelled.has_gate, "asked of a model with a gate"
+        inputs = self.assistant.prompts.batch(images, questions)
+        trace, batch = self._traced({name: value.to(self.device) for name, value in inputs.items()})
+        return self.levelled.weights(trace.embeds, batch)
+
+    def _traced(self, inputs: Mapping[str, Tensor]) -> tuple[Trace, Batch]:
+        """What a model of ours does with prompts, and the batch that they are."""
+        batch = self.model.prefill_batch(
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            inputs.get("pixel_values"),
+            inputs.get("view_counts"),
+            **{name: inputs.get(name) for name in ("kinds", "turn_ids", "prompt_mask")},
+        )
+        return self.model.model.trace(batch, use_cache=False)[0], batch
 
     def visual(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> list[Float[Tensor, "tokens d_llm"]]:
         """The visual tokens of each image, in the order in which the language model reads them."""

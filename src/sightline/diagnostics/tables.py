@@ -1,7 +1,9 @@
 """A diagnosis for a terminal: the numbers that say most, each beside those of models whose alignment is known."""
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..evaluation.metrics import Estimate
@@ -68,7 +70,7 @@ LAYERS = (
 
 
 def tables(diagnosis: Diagnosis, known: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[Table]:
-    """One table for each part, and one by layer."""
+    """One table for each part, and one by layer; then those of levels, where the model has some."""
     for part, lines in LINES.items():
         rows = [(name, label) for name, label in lines if name in diagnosis.scores]
         kinds = list(dict.fromkeys(kind for name, _ in rows for kind in known.get(name, {})))
@@ -87,6 +89,45 @@ def tables(diagnosis: Diagnosis, known: Mapping[str, Mapping[str, Mapping[str, f
         for layer in sorted({layer for _, found in deep for layer in found}):
             table.add_row(str(layer), *(f"{found[layer].value:.3f}" if layer in found else "" for _, found in deep))
         yield table
+
+    yield from filter(None, (_levels_table(diagnosis.scores), _gate_table(diagnosis.scores)))
+
+
+def _levels_table(scores: Mapping[str, Estimate]) -> Table | None:
+    """The norm of each level's vector, and its distance from every other."""
+    start = "levels/norm/"
+    levels = [name.removeprefix(start) for name in scores if name.startswith(start)]
+    if not levels:
+        return None
+    title = "levels: norms, and cosine distances of one from another"
+    table = Table("level", title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("norm", *levels):
+        table.add_column(heading, justify="right")
+    distance = {(a, b): scores[f"levels/cosine_distance/{a}/{b}"] for a, b in combinations(levels, 2)}
+    for a in levels:
+        row = [distance.get((a, b)) or distance.get((b, a)) for b in levels]
+        table.add_row(a, f"{scores[start + a].value:.2f}", *(f"{each.value:.2f}" if each else "" for each in row))
+    return table
+
+
+def _gate_table(scores: Mapping[str, Estimate]) -> Table | None:
+    """The mean weight that the gate gives each level, by type of question."""
+    end = "/entropy"
+    abilities = [name[len("gate/") : -len(end)] for name in scores if name.startswith("gate/") and name.endswith(end)]
+    if not abilities:
+        return None
+    start = f"gate/{abilities[0]}/weights/"
+    levels = [name.removeprefix(start) for name in scores if name.startswith(start)]
+    title = "gate: weights in %, entropy"
+    table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("n", *levels, "nats", "of most"):
+        table.add_column(heading, justify="right")
+    for ability in abilities:
+        weights = [f"{scores[f'gate/{ability}/weights/{level}'].value:.0%}".removesuffix("%") for level in levels]
+        entropy, share = scores[f"gate/{ability}/entropy"], scores.get(f"gate/{ability}/entropy_share")
+        most = f"{share.value:.1%}" if share else ""
+        table.add_row(escape(ability), str(entropy.n), *weights, f"{entropy.value:.3f}", most)
+    return table
 
 
 def _by_layer(scores: Mapping[str, Estimate], path: str) -> list[Estimate]:

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from ..annotate.levels import LevelOf, PairLevels
 from ..config import Stage
 from ..errors import SightlineError
-from ..types import ANSWER, IGNORE, PAD, VISUAL, Batch, Sample
-from .base import AlignmentMethod, Annotation, MethodConfig, Needs, Reader, Setting, Sizes, Slot, Tap
+from ..types import ANSWER, IGNORE, PAD, VISUAL, Batch, Sample, Trace
+from .base import Annotation, Levelled, MethodConfig, Needs, Reader, Setting, Sizes, Slot, Tap
 
 LEVEL = "aligngpt/level"
 SLOT = "aligngpt/slot"
@@ -101,7 +101,7 @@ class AlignGPTConfig(MethodConfig):
         return self.mode in ("both", "local")
 
 
-class AlignGPT(AlignmentMethod):
+class AlignGPT(Levelled):
     """Vectors of levels, and a gate that combines them."""
 
     name = "aligngpt"
@@ -113,8 +113,6 @@ class AlignGPT(AlignmentMethod):
         self.levels = nn.Embedding(config.levels, sizes.d_llm)
         nn.init.xavier_uniform_(self.levels.weight)
         self.gate = Gate(config) if config.has_gate else None
-        self.level: int | None = None
-        """A level that fills every slot, whatever the mode: 1 to N."""
         self._own = False
         """Whether each row brings its level."""
 
@@ -161,6 +159,22 @@ class AlignGPT(AlignmentMethod):
     def edit(self, tap: Tap, x: Tensor, batch: Batch) -> Tensor:
         slot = batch.kinds == self.kind_ids[SLOT]
         return torch.where(slot.unsqueeze(-1), self.vectors(x, batch).to(x.dtype).unsqueeze(1), x)
+
+    @property
+    def vectors_of_levels(self) -> Float[Tensor, "levels d"]:
+        return self.levels.weight
+
+    @property
+    def has_gate(self) -> bool:
+        return self.gate is not None
+
+    def measures(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
+        """Of the gate's weights, where they fill the slot: the entropy in nats and the largest, for each row with
+        images."""
+        if self.gate is None or self._own or self.level is not None:
+            return {}
+        alpha = self.weights(trace.embeds, batch)[batch.image_counts > 0]
+        return {f"{self.name}/entropy": torch.special.entr(alpha).sum(1), f"{self.name}/weight_max": alpha.amax(1)}
 
     def vectors(self, embeds: Float[Tensor, "batch seq d"], batch: Batch) -> Float[Tensor, "batch d"]:
         """What fills the slot of each row, also of one without: so every process has all parts in its graph."""

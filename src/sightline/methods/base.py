@@ -1,18 +1,20 @@
-"""The one protocol of an alignment method: six members that default to nothing.
+"""The one protocol of an alignment method: seven members that default to nothing.
 
 A method is an `nn.Module`. Its submodules are what it adds to the model; what serves training alone sits under
 `train_only`, which export drops. It says what it needs, annotates offline, makes ready for a stage, edits the forward
-pass, adds losses, and adds turns. Everything else (data, trunk, loop, checkpoints) is not its concern.
+pass, adds losses, measures, and adds turns. Everything else (data, trunk, loop, checkpoints) is not its concern.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -201,6 +203,45 @@ class AlignmentMethod(nn.Module, ABC):
         """Its losses by the names that `needs` declares: sums for additive ones, means for the others."""
         return {}
 
+    def measures(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
+        """What it logs beside its losses, as `method/name`: one value for each part that it is of (a row, an image),
+        none for a batch without such parts. Their mean over an optimizer step goes to the metrics, in the steps that
+        are measured. Without gradients; it draws nothing at random, and gives the same names for every batch."""
+        return {}
+
     def turns(self, sample: Sample, rng: np.random.Generator) -> list[InsertedTurn]:
         """Extra exchanges for a row, in training only, deterministic in `rng`."""
         return []
+
+
+class Levelled(AlignmentMethod, ABC):
+    """A method whose slot holds the vector of a level, or a mixture of such vectors that a gate makes.
+
+    By this it is known where a model's levels are forced (`sightline ask --level`) or looked at (`sightline diagnose`).
+    """
+
+    level: int | None = None
+    """A level that fills every slot, whatever else would: 1 to N."""
+
+    @property
+    @abstractmethod
+    def vectors_of_levels(self) -> Float[Tensor, "levels d_llm"]:
+        """The vector of each level, the first one's first."""
+
+    @property
+    @abstractmethod
+    def has_gate(self) -> bool:
+        """Whether it has `weights`."""
+
+    @abstractmethod
+    def weights(self, embeds: Float[Tensor, "batch seq d_llm"], batch: Batch) -> Float[Tensor, "batch weighed"]:
+        """The gate's weight of each level that it weighs, the first one's first; they sum to 1."""
+
+    @contextmanager
+    def forced(self, level: int) -> Iterator[None]:
+        """Within it, `level` fills every slot."""
+        before, self.level = self.level, level
+        try:
+            yield
+        finally:
+            self.level = before

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..config import Stage
 from ..errors import SightlineError, did_you_mean
 from ..types import KINDS, Batch, Sample, Trace, Turn
-from .base import AlignmentMethod, LossSpec, Sizes, Slot, Tap
+from .base import AlignmentMethod, Levelled, LossSpec, Sizes, Slot, Tap
 
 METHODS: dict[str, str] = {"aligngpt": "sightline.methods.aligngpt:AlignGPT", "sea": "sightline.methods.sea:SEA"}
 """Short names of the methods that ship with Sightline, as `module:Class`. Any other method is named that way itself."""
@@ -66,6 +67,11 @@ class Methods(nn.ModuleDict):
         return tuple(spec for method in self.all for spec in method.needs.losses)
 
     @property
+    def levelled(self) -> Levelled | None:
+        """The first method with levels, if there is one."""
+        return next((method for method in self.all if isinstance(method, Levelled)), None)
+
+    @property
     def tower_states(self) -> tuple[int, ...]:
         """Hidden states of the tower that methods read."""
         return tuple(sorted({layer for method in self.all for layer in method.needs.tower_states}))
@@ -95,6 +101,16 @@ class Methods(nn.ModuleDict):
                 given = method.losses(trace, batch)
                 assert set(given) == declared, f"{method.name} declares {declared} and gives {set(given)}"
                 values.update({name: value for name, value in given.items() if name in wanted})
+        return values
+
+    @torch.no_grad()
+    def measures(self, trace: Trace, batch: Batch) -> dict[str, Tensor]:
+        """What the methods log beside their losses, by name."""
+        values: dict[str, Tensor] = {}
+        for method in self.all:
+            given = method.measures(trace, batch)
+            assert all(name.startswith(f"{method.name}/") for name in given), f"{method.name} measures {set(given)}"
+            values.update(given)
         return values
 
     def insert_turns(self, sample: Sample, rng: np.random.Generator) -> tuple[tuple[Turn, ...], frozenset[int]]:

@@ -76,6 +76,9 @@ class Objective(nn.Module):
         self.watched = False
         """Whether forward passes keep their visual tokens in `visual`."""
         self.visual: Tensor | None = None
+        self.measuring = False
+        """Whether forward passes keep in `measured` what methods log beside their losses."""
+        self.measured: Mapping[str, Tensor] = {}
 
     def check_passes(self, passes: int, stage: str) -> None:
         """That losses over all rows that a process has in a step get them in one forward pass.
@@ -115,6 +118,9 @@ class Objective(nn.Module):
         if grade:
             right, asked = rows_right(trace.hidden, self.model.lm_head, batch.labels)
             sums |= {RIGHT: right, ASKED: asked}
+        if self.measuring:  # last: under autocast, a weight that is first used without gradients would stay without
+            measured = self.model.model.methods.measures(trace, batch)
+            self.measured = measured if batch.counted else {name: values[:0] for name, values in measured.items()}
         return sums if batch.counted else self._uncounted(sums)
 
     def _uncounted(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -125,6 +125,7 @@ class Reporter:
             **result.losses,
             "grad_norm": result.grad_norm,
             **result.visual,
+            **result.measures,
             **({"skipped": True} if result.skipped else {}),
             **rates,
             "samples": result.samples,

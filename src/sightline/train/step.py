@@ -1,7 +1,7 @@
 """One optimizer step: micro-batches in, the model updated, and what was measured on the way."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from ..errors import SightlineError
 from ..types import Batch
 from .engine import Engine, whole
 from .objective import Objective, add_up
+from .processes import Processes
 from .visual import EVERY, VisualGradients
 
 
@@ -33,6 +34,8 @@ class StepResult:
     """Whether the policy for what is not finite left the model as it was."""
     visual: Mapping[str, float] = field(default_factory=dict)
     """How losses pull at the visual tokens, in steps that were looked at."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What methods measure beside their losses, in the same steps."""
 
 
 def take_step(
@@ -51,10 +54,10 @@ def take_step(
     objective, processes = engine.objective, engine.processes
     optimizer.zero_grad(set_to_none=True)
     counts = processes.add(add_up([objective.counts(batch) for batch in batches]))
-    looks = step % EVERY == 1 and bool(objective.method_losses) and not engine.sharded
-    pulls = VisualGradients(engine, counts) if looks else None
-    objective.watched = looks
-    seen = []
+    objective.measuring = step % EVERY == 1
+    objective.watched = objective.measuring and bool(objective.method_losses) and not engine.sharded
+    pulls = VisualGradients(engine, counts) if objective.watched else None
+    seen, measured = [], []
     for number, batch in enumerate(batches):
         last = number + 1 == len(batches)
         with nullcontext() if last else engine.accumulating():
@@ -68,6 +71,8 @@ def take_step(
             if pulls is not None:
                 pulls.after()
         seen.append(sums)
+        measured += [objective.measured] if objective.measuring else []
+    objective.watched = objective.measuring = False
     losses = means(objective, processes.add(add_up(seen)), counts)
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = float(whole(clip_grad_norm_(trained, stage.clip_norm if stage.clip_norm is not None else math.inf)))
@@ -89,13 +94,35 @@ def take_step(
     sizes = {"samples": sum(len(b) for b in mine), "tokens": sum(int(b.attention_mask.sum()) for b in mine)}
     sizes = processes.add({name: torch.tensor(float(size), dtype=torch.float64) for name, size in sizes.items()})
     visual = pulls.told() if pulls is not None else {}
-    return StepResult(losses, norm, int(sizes["samples"]), int(sizes["tokens"]), skipped=not finite, visual=visual)
+    return StepResult(
+        losses,
+        norm,
+        int(sizes["samples"]),
+        int(sizes["tokens"]),
+        skipped=not finite,
+        visual=visual,
+        measures=mean_measures(measured, processes),
+    )
 
 
 def means(objective: Objective, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, float]:
     """The total as `loss`, and each part that occurred as `loss/<name>`."""
     parts = {f"loss/{name}": float(sums[name] / counts[name]) for name in sums if float(counts[name]) > 0}
     return {"loss": float(objective.total(sums, counts)), **parts}
+
+
+def mean_measures(measured: Sequence[Mapping[str, Tensor]], processes: Processes) -> dict[str, float]:
+    """The mean of each measure over the micro-batches of all processes; nothing of one that had no value.
+
+    Args:
+        measured: the values of each micro-batch, by name; the same names in every one.
+    """
+    if not measured or not measured[0]:
+        return {}
+    values = {name: torch.cat([one[name].flatten() for one in measured]).cpu().double() for name in measured[0]}
+    sums = processes.add({name: of_name.sum() for name, of_name in values.items()})
+    counts = processes.add({name: torch.tensor(float(len(of_name))) for name, of_name in values.items()})
+    return {name: float(sums[name] / counts[name]) for name in values if float(counts[name])}
 
 
 def autocast(stage: Stage, device: torch.device) -> torch.autocast:
