@@ -8,13 +8,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sightline.checkpoints import load_model, save_model
+from sightline.checkpoints.model import own_processor
 from sightline.data.collate import collate
 from sightline.data.images import load_image
 from sightline.data.templates import IMAGE, get_template
 from sightline.errors import SightlineError
 from sightline.generation import Assistant, Prompts
 from sightline.models.assemble import assemble
-from sightline.models.processing import PROMPT_FIELDS, SightlineProcessor, own_processor
+from sightline.models.processing import PROMPT_FIELDS, SightlineProcessor
 from sightline.types import Turn
 
 RED, BLUE = Image.new("RGB", (40, 30), (220, 30, 30)), Image.new("RGB", (20, 50), (30, 30, 220))

@@ -40,8 +40,10 @@ class Assistant:
         path = model_folder(path)
         config = read_config(path)
         self.name = path
-        self.template = template or template_of(config)
-        """The name of the template, where it is one of ours."""
+        self.saved_template = template_of(config)
+        """The name of the template that the model was trained with last, where it is one of ours."""
+        self.template = template or self.saved_template
+        """The name of the one that it is asked in."""
         self.levelled: Levelled | None = None
         """The method whose levels can be forced, where the model has one."""
         self.device = torch.device(device)
@@ -53,13 +55,23 @@ class Assistant:
             self.model, info = found(lambda: load_weights(AutoModelForImageTextToText, path, dtype), path)
             check_loading(path, info)
         processor = found(lambda: AutoProcessor.from_pretrained(path, backend="pil"), path)
+        self.prompts = Prompts(processor)
         if template is not None:
-            processor.template, processor.chat_template = template, to_jinja(get_template(template))
+            self.speak(template)
         if processor.chat_template is None:
             raise SightlineError(f"'{path}' has no chat template, so there is no way to ask it. Save it with one.")
-        self.prompts = Prompts(processor)
         self.model.to(self.device).eval()
         self.tokenizer = self.prompts.tokenizer
+
+    def speak(self, template: str) -> None:
+        """Ask in another template from now on.
+
+        Raises:
+            SightlineError: if there is none of that name.
+        """
+        processor = self.prompts.processor
+        processor.template, processor.chat_template = template, to_jinja(get_template(template))
+        self.template = template
 
     @property
     def levels(self) -> range:

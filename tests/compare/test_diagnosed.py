@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from sightline.compare.checks import check_plan
+from sightline.compare.diagnosed import diagnose_run, is_of
+from sightline.compare.plan import Diagnosed
 from sightline.compare.read import parse_plan
 from sightline.compare.report import write_results
 from sightline.compare.run import run_comparison
+from sightline.config import check
 from sightline.errors import SightlineError
 
 from .stage import Here, Pretence, begin, plan_values, write_recipe
@@ -88,7 +91,7 @@ def test_a_score_that_there_is_not_fails_the_run_and_says_which_there_are(folder
     [
         ({"data": "nowhere.json"}, "diagnostics.data: 'nowhere.json' is not there"),
         ({"scores": ["word/recall"]}, "no part 'word' is measured; did you mean 'words'?"),
-        ({"scores": ["gate/overall/entropy"]}, "of models with levels, and arm 'baseline' has none"),
+        ({"scores": ["gate/overall/entropy"]}, "of models with levels, and no arm has what it is of"),
         ({"stages": ["pretrian"]}, "no arm has a stage 'pretrian'; did you mean 'pretrain'?"),
     ],
 )
@@ -96,6 +99,34 @@ def test_what_cannot_be_diagnosed_is_refused_before_anything_runs(folder, tiny, 
     with pytest.raises(SightlineError) as caught:
         check_plan(parse_plan(wanted(folder, tiny, pictures, **changes), "plan"))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("score", "has"),
+    [
+        (WORDS, ["plain", "gated", "global"]),
+        ("captions/own/right", ["plain", "gated", "global"]),
+        ("captions/level/3/right", ["gated", "global"]),
+        ("levels/norm/1", ["gated", "global"]),
+        ("gate/overall/entropy", ["gated"]),
+    ],
+)
+def test_scores_of_levels_are_asked_of_models_that_have_them(folder: Path, score: str, has: list[str]):
+    """Arms without levels, or without a gate, are compared with those that have them, and go without their scores."""
+    stage = {"name": "s", "data": {"path": "x"}, "trainable": ["connector"]}
+    base = {"model": {"vision": "x", "language": "y"}, "stages": [stage]}
+    methods = {"plain": [], "gated": [{"name": "aligngpt"}], "global": [{"name": "aligngpt", "mode": "global"}]}
+    recipes = {arm: check({"name": arm, "methods": records, **base}) for arm, records in methods.items()}
+    assert [arm for arm, recipe in recipes.items() if is_of(score, recipe)] == has
+
+    def command(kind: str, model: str, *options: str) -> None:
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        Path(given["--out"]).write_text(json.dumps({"scores": {score: {"value": 1, "low": 0, "high": 2}}}))
+
+    wanted = Diagnosed(data="x", scores=[score])
+    for arm, recipe in recipes.items():
+        (folder / arm).mkdir(parents=True)
+        assert bool(diagnose_run(wanted, recipe, folder / arm, command)) == (arm in has)
 
 
 def test_a_stage_whose_model_is_not_kept_is_refused(folder: Path, tiny, pictures: Path):

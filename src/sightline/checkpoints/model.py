@@ -8,6 +8,7 @@ unexpected.
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from ..models.configuration import SightlineConfig, select_of, spec, stock_strat
 from ..models.connectors import LinearConnector, StockConnector, build_connector
 from ..models.hub import UNREADABLE, found, load_weights, quiet, reason, weight_name
 from ..models.modeling import SightlineForConditionalGeneration
-from ..models.processing import own_processor
+from ..models.processing import SightlineProcessor
 from .adapters import has_adapters, read_adapters, saves_as_adapters, write_adapters
 
 
@@ -204,6 +205,18 @@ def stock_processor(assembly: Assembly, template: Template) -> LlavaProcessor:
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=counted[1],
         chat_template=to_jinja(template),
+    )
+
+
+def own_processor(assembly: Assembly, template: Template) -> SightlineProcessor:
+    """The processor to save with a model that is saved as our class."""
+    return SightlineProcessor(
+        image_processor=assembly.image_processor,
+        tokenizer=assembly.tokenizer,
+        chat_template=to_jinja(template),
+        template=template.name,
+        sizes=asdict(assembly.model.model.sizes),
+        methods=assembly.model.config.methods or (),
     )
 
 

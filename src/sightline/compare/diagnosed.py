@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import Recipe
 from ..diagnostics import Part
 from ..errors import SightlineError, did_you_mean
-from ..methods.base import Levelled
-from ..methods.compose import load_method_class
+from ..methods.base import Sizes
+from ..methods.compose import build_methods
 from .plan import Diagnosed, Plan
 from .statistics import Interval, level_of, mean_interval, paired_interval
 
@@ -53,11 +55,10 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
         if part not in list(Part):
             near = did_you_mean(part, list(Part)) or "."
             raise SightlineError(f"diagnostics.scores: no part '{part}' is measured{near} There are {', '.join(Part)}.")
-        without = [arm for arm, recipe in recipes.items() if recipe.model is not None and not has_levels(recipe)]
-        if part in (Part.levels, Part.gate) and without:
+        if not any(is_of(score, recipe) for recipe in recipes.values()):
             raise SightlineError(
-                f"diagnostics.scores: '{score}' is of models with levels, and arm '{without[0]}' has none, so it could "
-                "not be measured there. Take it out."
+                f"diagnostics.scores: '{score}' is of models with levels, and no arm has what it is of, so it could "
+                "not be measured. Take it out, or compare an arm with AlignGPT."
             )
     known = [stage.name for recipe in recipes.values() for stage in recipe.stages]
     for name in wanted.stages:
@@ -71,15 +72,19 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
                 )
 
 
-def has_levels(recipe: Recipe) -> bool:
-    """Whether a recipe's model has a method with levels."""
-    return any(issubclass(load_method_class(str(record.get("name"))), Levelled) for record in recipe.methods)
+def is_of(score: str, recipe: Recipe) -> bool:
+    """Whether a recipe's model has what a score is of; levels, and a gate over them, not every model has."""
+    with torch.device("meta"):
+        levelled = build_methods(recipe.methods, Sizes(d_vision=8, d_llm=8, patches=16, tokens=16)).levelled
+    if score.startswith(f"{Part.gate}/"):
+        return levelled is not None and levelled.has_gate
+    return levelled is not None or not score.startswith((f"{Part.levels}/", f"{Part.captions}/level/"))
 
 
 def diagnose_run(
     wanted: Diagnosed, recipe: Recipe, run: Path, command: Callable[..., None]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """The scores of a trained run by stage.
+    """The scores of a trained run by stage: those that its model has.
 
     Args:
         command: runs `sightline` with some arguments, and raises where that goes wrong.
@@ -88,6 +93,9 @@ def diagnose_run(
         SightlineError: if a score was not measured.
     """
     last, folder = recipe.stages[-1], run / "diagnosed"
+    asked = [score for score in wanted.scores if is_of(score, recipe)]
+    if not asked:
+        return {}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     kept = [stage.name for stage in recipe.stages[:-1] if stage.name in wanted.stages]
@@ -95,18 +103,18 @@ def diagnose_run(
     for name, model in [*((name, run / "stages" / name / "model") for name in kept), (last.name, run)]:
         out = folder / f"{name}.json"
         options = ["--split", wanted.split, "--most", str(wanted.images), "--device", recipe.device]
-        for part in sorted({score.partition("/")[0] for score in wanted.scores}):
+        for part in sorted({score.partition("/")[0] for score in asked}):
             options += ["--only", part]
         options += ["--template", last.data[0].template]
         command("diagnose", str(model), "--data", wanted.data, "--out", str(out), *options)
         scores = json.loads(out.read_text(encoding="utf-8"))["scores"]
-        for score in wanted.scores:
+        for score in asked:
             if score not in scores:
                 raise SightlineError(
                     f"no score '{score}' was measured{did_you_mean(score, list(scores)) or '.'} "
                     f"There are {', '.join(scores)}."
                 )
-        found[name] = {score: {key: scores[score][key] for key in SAID} for score in wanted.scores}
+        found[name] = {score: {key: scores[score][key] for key in SAID} for score in asked}
     return found
 
 

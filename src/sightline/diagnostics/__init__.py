@@ -9,6 +9,7 @@ sight       whether an answer uses the image
 cause       whether a wrong word at a token is why an answer is wrong
 probe       what can be read from the tokens
 kept        what the language model still knows
+captions    what captions name, right and wrong, as the model is and at each of its levels
 levels      the vectors of a model's levels, and how its gate weighs them, where it has some (AlignGPT)
 """
 
@@ -25,6 +26,7 @@ class Part(StrEnum):
     cause = "cause"
     probe = "probe"
     kept = "kept"
+    captions = "captions"
     levels = "levels"
     """Of models that have levels."""
     gate = "gate"

@@ -63,16 +63,21 @@ def measure_captions(
         SightlineError: if an image cannot be read, or the model cannot be asked.
     """
     assistant = subject.assistant
-    plain = assistant.saved_template == "plain"
+    plain, before = assistant.saved_template == "plain", assistant.template
     levels = [None, *(assistant.levels if assistant.levelled is not None else ())]
     found: dict[int | None, list[Counted]] = {level: [] for level in levels}
-    with assistant.speaking("plain" if plain else assistant.template):
+    if plain:
+        assistant.speak("plain")
+    try:
         for batch in watched(material.cases, "captions", batch_size=batch_size, progress=progress):
             images = [[load_image(case.image)] for case in batch]
             for level in levels:
                 asked = ["" if plain else REQUEST] * len(batch)
                 said = assistant.answers(images, asked, max_new_tokens=LONGEST, level=level)
                 found[level] += [count(text, case, material) for text, case in zip(said, batch, strict=True)]
+    finally:
+        if plain and before is not None:
+            assistant.speak(before)
     by_level = {level: summed(counted) for level, counted in found.items() if level is not None}
     return CaptionScores(len(material.cases), summed(found[None]), by_level)
 

@@ -51,6 +51,8 @@ def diagnose(
 
     - *kept*: what the language model still knows
 
+    - *captions*: how many things captions name that are there, and that are not; at each level, with AlignGPT
+
     - *levels*, *gate*: with AlignGPT, how far apart the levels are, and how the gate weighs them by type of question
 
     Each score comes with its 95% interval and, for the small world, beside those of models known to be good, untrained

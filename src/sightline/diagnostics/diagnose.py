@@ -4,7 +4,7 @@ scores."""
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..errors import ImageError, SightlineError, did_you_mean
 from ..evaluation.metrics import Estimate
 from ..files import write_json
 from . import Part
+from .captions import measure_captions
 from .cause import measure_cause
 from .geometry import measure_geometry
 from .kept import measure_kept
@@ -24,6 +25,8 @@ from .subject import Subject
 
 ASKING = (Part.sight, Part.attention, Part.cause, Part.kept, Part.gate)
 """The parts that ask questions."""
+CAPTIONS = 100
+"""Most images to have described."""
 REFERENCES = Path(__file__).parent / "references.json"
 """Scores of models whose alignment is known, in the small world; `benchmarks/diagnostics.py` writes it."""
 
@@ -108,6 +111,10 @@ def diagnose(
             lambda: measure_kept(
                 subject, take(material.text_questions, questions), untouched=untouched, progress=progress
             ),
+        ),
+        Part.captions: (
+            "" if material.has_things else "no truth about the things in its pictures",
+            lambda: measure_captions(subject, replace(material, cases=material.cases[:CAPTIONS]), progress=progress),
         ),
         Part.levels: ("", lambda: measure_levels(subject)),
         Part.gate: (

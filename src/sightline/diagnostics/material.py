@@ -13,6 +13,8 @@ from ..data.templates import IMAGE
 from ..errors import SightlineError
 from ..evaluation.questions import Question, read_questions
 
+PLATES = ("sign", "card")
+"""What carries a letter in the small world; everything else in it is a shape in a colour."""
 COVERED = 0.2
 """Fraction of a token that an item covers for the token to count as the item's; a small ring covers little more."""
 
@@ -38,6 +40,8 @@ class Case:
     caption: str
     patches: tuple[TokenTruth, ...] = ()
     """Of the patches of `truth/`, in reading order; empty where the truth is not known."""
+    things: tuple[str, ...] = ()
+    """What there is to see, "red ring" or "sign", where that is known."""
 
     def truth_of(self, tokens: int) -> tuple[TokenTruth, ...]:
         """The truth of each of an image's visual tokens.
@@ -87,6 +91,11 @@ class Material:
     @property
     def has_truth(self) -> bool:
         return bool(self.cases) and bool(self.cases[0].patches)
+
+    @property
+    def has_things(self) -> bool:
+        """Whether what there is to see in its images is known."""
+        return any(case.things for case in self.cases)
 
 
 def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> Material:
@@ -214,7 +223,10 @@ def words_of(text: str) -> list[str]:
 
 def _case(row: Mapping[str, Any], root: Path, said: Mapping[str, str]) -> Case:
     patches = tuple(TokenTruth(tuple(p["words"]), p["item"], p["coverage"]) for p in row["patches"])
-    return Case(row["id"], root / row["image"], said.get(row["image"], ""), patches)
+    scene = row["scene"]
+    things = [f"{thing['colour']} {thing['shape']}" for thing in scene["things"]]
+    things += [plate for plate in PLATES if scene[plate]]
+    return Case(row["id"], root / row["image"], said.get(row["image"], ""), patches, tuple(things))
 
 
 def _asked(question: Question, scene: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> Asked | None:

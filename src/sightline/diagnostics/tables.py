@@ -51,6 +51,11 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("probe/letter/visual", "letter read from visual tokens"),
         ("probe/letter/patches", "  from the tower's patches"),
     ),
+    "captions": (
+        ("captions/own/right", "things in a caption that are there"),
+        ("captions/own/wrong", "  that are not"),
+        ("captions/own/recall", "share of what is there"),
+    ),
     "kept": (
         ("kept/overall/model/accuracy", "questions on text alone"),
         ("kept/overall/untouched/accuracy", "  by the untouched language model"),
@@ -90,7 +95,22 @@ def tables(diagnosis: Diagnosis, known: Mapping[str, Mapping[str, Mapping[str, f
             table.add_row(str(layer), *(f"{found[layer].value:.3f}" if layer in found else "" for _, found in deep))
         yield table
 
-    yield from filter(None, (_levels_table(diagnosis.scores), _gate_table(diagnosis.scores)))
+    yield from filter(None, (of(diagnosis.scores) for of in (_captions_table, _levels_table, _gate_table)))
+
+
+def _captions_table(scores: Mapping[str, Estimate]) -> Table | None:
+    """What captions name at each level."""
+    start, end = "captions/level/", "/right"
+    levels = [name[len(start) : -len(end)] for name in scores if name.startswith(start) and name.endswith(end)]
+    if not levels:
+        return None
+    table = Table("level", title="captions at each level", title_justify="left", box=None, pad_edge=False)
+    what = {"right": "right things", "wrong": "wrong things", "recall": "recall", "precision": "precision"}
+    for heading in what.values():
+        table.add_column(heading, justify="right")
+    for level in levels:
+        table.add_row(level, *(f"{scores[f'{start}{level}/{name}'].value:.2f}" for name in what))
+    return table
 
 
 def _levels_table(scores: Mapping[str, Estimate]) -> Table | None:

@@ -204,7 +204,9 @@ class Gate(nn.Module):
 
     def __init__(self, config: AlignGPTConfig) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature))) if config.dots == "cosine" else None
+        self.log_scale = (
+            nn.Parameter(torch.tensor([-math.log(config.temperature)])) if config.dots == "cosine" else None
+        )
         width = HIDDEN if config.gate == "mlp" else config.levels - 1
         self.first = nn.Linear(GRID**2, width)
         self.last = nn.Linear(width, config.levels - 1) if config.gate == "mlp" else None

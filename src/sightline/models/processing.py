@@ -5,22 +5,22 @@ rows. With Sightline installed, `AutoProcessor` finds it, and its output goes in
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from ..data.collate import collate
-from ..data.processor import Processor
-from ..data.templates import IMAGE, Template, get_template, read_spans, to_jinja
+from ..data.templates import IMAGE, get_template, read_spans
 from ..errors import SightlineError
 from ..methods.base import Sizes
 from ..methods.compose import Methods, build_methods
-from .assemble import Assembly
 from .configuration import SightlineConfig
+
+if TYPE_CHECKING:
+    from ..data.processor import Processor
 
 PROMPT_FIELDS = ("input_ids", "attention_mask", "kinds", "turn_ids", "prompt_mask", "view_counts")
 """Of a batch, what `generate` takes beside pixels."""
@@ -51,8 +51,10 @@ class SightlineProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @property
-    def layout(self) -> Processor:
+    def layout(self) -> "Processor":
         """What lays out rows; the methods in it have no weights."""
+        from ..data.processor import Processor  # late: its own import of transformers may be what imports this module
+
         if self.sizes is None:
             raise SightlineError("this processor knows no sizes of a model. Load the one that was saved with a model.")
         with torch.device("meta"):
@@ -115,18 +117,6 @@ def images_by_text(images: Any, texts: Sequence[str]) -> list[list[Any]]:
 def opened(image: Any) -> Any:
     """An image as PIL's; arrays become that."""
     return image if isinstance(image, Image.Image | Path) else Image.fromarray(image)
-
-
-def own_processor(assembly: Assembly, template: Template) -> SightlineProcessor:
-    """The processor to save with a model that is saved as our class."""
-    return SightlineProcessor(
-        image_processor=assembly.image_processor,
-        tokenizer=assembly.tokenizer,
-        chat_template=to_jinja(template),
-        template=template.name,
-        sizes=asdict(assembly.model.model.sizes),
-        methods=assembly.model.config.methods or (),
-    )
 
 
 AutoProcessor.register(SightlineConfig, SightlineProcessor, exist_ok=True)
