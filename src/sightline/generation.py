@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 from .checkpoints.model import check_loading, load_model, model_folder, read_config
 from .data.collate import collate
 from .data.images import to_rgb
+from .data.prefix import prefix_text
 from .data.templates import IMAGE, get_template, to_jinja
 from .errors import SightlineError
 from .models.hub import found, load_weights, quiet
@@ -53,7 +54,8 @@ class Assistant:
             check_loading(path, info)
             processor = found(lambda: AutoProcessor.from_pretrained(path, backend="pil"), path)
             if template is not None:
-                processor.chat_template = to_jinja(get_template(template))
+                turns, prefix = get_template(template), list(config.get("sightline", {}).get("prefix_tokens", ()))
+                processor.chat_template = to_jinja(turns, prefix_text(processor.tokenizer, turns, prefix))
             if processor.chat_template is None:
                 raise SightlineError(f"'{path}' has no chat template, so there is no way to ask it. Save it with one.")
             self.prompts = StockPrompts(processor)

@@ -166,11 +166,14 @@ def render(template: Template, turns: Sequence[Turn], eos: str, *, prompt_only: 
     return "".join(pieces), spans
 
 
-def to_jinja(template: Template) -> str:
+def to_jinja(template: Template, prefix: str = "") -> str:
     """The template as a Jinja chat template, for `processor.apply_chat_template`.
 
     Text is taken as it is. An image item becomes `<image>` and a newline, as LLaVA puts it before a question; where the
     user's words are not kept, only the images are.
+
+    Args:
+        prefix: what stands before a conversation that has an image, as `prefix_text` gives it.
     """
 
     def literal(text: str) -> str:
@@ -198,7 +201,16 @@ def to_jinja(template: Template) -> str:
         before, after = template.system_around
         put_system = "{{ " + literal(before) + " ~ system ~ " + literal(after) + " }}"
         default = "{%- else -%}" + say(before, template.system, after) if template.system else ""
-    return (
+    put_prefix = (
+        "{%- set seen = namespace(image=false) -%}{%- for message in messages -%}"
+        "{%- if message['content'] is string -%}"
+        "{%- if '<image>' in message['content'] -%}{%- set seen.image = true -%}{%- endif -%}{%- else -%}"
+        "{%- for item in message['content'] -%}"
+        "{%- if item['type'] == 'image' or (item['type'] == 'text' and '<image>' in item['text']) -%}"
+        "{%- set seen.image = true -%}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+        "{%- if seen.image -%}" + say(prefix) + "{%- endif -%}"
+    )
+    return (put_prefix if prefix else "") + (
         "{%- if messages and messages[0]['role'] == 'system' -%}"
         "{%- set message = messages[0] -%}{%- set system -%}" + content(as_it_is, "") + "{%- endset -%}"
         "{%- if system -%}" + put_system + "{%- endif -%}"

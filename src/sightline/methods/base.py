@@ -1,8 +1,9 @@
-"""The one protocol of an alignment method: six members that default to nothing.
+"""The one protocol of an alignment method: a few members that default to nothing.
 
 A method is an `nn.Module`. Its submodules are what it adds to the model; what serves training alone sits under
 `train_only`, which export drops. It says what it needs, annotates offline, makes ready for a stage, edits the forward
-pass, adds losses, and adds turns. Everything else (data, trunk, loop, checkpoints) is not its concern.
+pass, adds losses, and adds turns; and it says what of it is constant, so that export can make a token of that.
+Everything else (data, trunk, loop, checkpoints) is not its concern.
 """
 
 from abc import ABC, abstractmethod
@@ -200,6 +201,24 @@ class AlignmentMethod(nn.Module, ABC):
     def losses(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
         """Its losses by the names that `needs` declares: sums for additive ones, means for the others."""
         return {}
+
+    def constants(self) -> Mapping[str, Tensor] | None:
+        """What fills its slots, by their tokens, where it is the same for all rows and all that `edit` does: an export
+        can make it the embeddings of these tokens. None where `edit` does more."""
+        return None
+
+    @property
+    def choices(self) -> str:
+        """What `hold` takes, in words; empty for a method that has nothing to hold."""
+        return ""
+
+    def hold(self, choice: str) -> None:
+        """Make constant what rows decide, as `--level` of an export says. It changes what the model computes.
+
+        Raises:
+            SightlineError: for a choice that the method does not have.
+        """
+        raise NotImplementedError(f"{self.name} offers nothing to hold")
 
     def turns(self, sample: Sample, rng: np.random.Generator) -> list[InsertedTurn]:
         """Extra exchanges for a row, in training only, deterministic in `rng`."""
