@@ -22,6 +22,7 @@ COMMANDS = [
     "ask",
     "eval",
     "export",
+    "import",
     "report",
     "demo",
     "recipes",

@@ -13,6 +13,7 @@ from .compare.cli import compare
 from .diagnostics.cli import diagnose
 from .diagnostics.lens_cli import lens
 from .errors import SightlineError
+from .export_cli import export, import_
 from .world.cli import app as world
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ app = typer.Typer(
     "write a recipe (`sightline recipes` lists the shipped ones), then `train`, `eval`, `ask`, `report`.",
 )
 app.add_typer(world, name="world")
-for command in (diagnose, lens, compare):
+for command in (diagnose, lens, compare, export):
     app.command()(command)
+app.command("import")(import_)
 
 
 def _version(asked: bool) -> None:
@@ -260,29 +262,6 @@ def evaluate(
 
     Console().print(scores_table(scores))
     typer.echo(f"{target / 'scores.json'}")
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="A model or run folder, or a hub id of a LLaVA model.", metavar="MODEL")],
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Fold adapters into the weights.")] = False,
-    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the weights that are written.")] = "fp32",
-    template: Annotated[
-        str | None, typer.Option(help="How turns become text, for a model that does not say so.")
-    ] = None,
-) -> None:
-    """Write a model as a standalone standard one, and assert that it computes what it did.
-
-    Logits with and without an image are compared before and after: equal, or to 1e-4 of the largest after `--merge`,
-    5e-2 in bf16, 1e-2 in fp16. A model with adapters and no `--merge` is written as adapters over its base.
-    """
-    from .checkpoints import export_model
-
-    done = export_model(model, out, merge=merge, dtype=dtype, template=template)
-    typer.echo(f"{done.folder}")
-    allowed = f"{done.tolerance:g} allowed" if done.tolerance else "none allowed"
-    typer.echo(f"{done.kind}; largest difference of a logit {done.difference:.2g} of the largest ({allowed})", err=True)
 
 
 @app.command()

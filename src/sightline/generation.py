@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 
 from .checkpoints.model import check_loading, load_model, model_folder, read_config
 from .data.images import to_rgb
+from .data.prefix import prefix_text
 from .data.templates import IMAGE, get_template, to_jinja
 from .errors import SightlineError
 from .methods.base import Levelled
@@ -40,6 +41,8 @@ class Assistant:
         path = model_folder(path)
         config = read_config(path)
         self.name = path
+        self.prefix: list[str] = (config.get("sightline") or {}).get("prefix_tokens", [])
+        """Tokens that an export made of what methods computed, before conversations about images."""
         self.saved_template = template_of(config)
         """The name of the template that the model was trained with last, where it is one of ours."""
         self.template = template or self.saved_template
@@ -69,9 +72,9 @@ class Assistant:
         Raises:
             SightlineError: if there is none of that name.
         """
-        processor = self.prompts.processor
-        processor.template, processor.chat_template = template, to_jinja(get_template(template))
-        self.template = template
+        processor, turns = self.prompts.processor, get_template(template)
+        processor.chat_template = to_jinja(turns, prefix_text(processor.tokenizer, turns, self.prefix))
+        processor.template = self.template = template
 
     @property
     def levels(self) -> range:

@@ -121,7 +121,7 @@ def test_scores_of_levels_are_asked_of_models_that_have_them(folder: Path, score
 
     def command(kind: str, model: str, *options: str) -> None:
         given = dict(zip(options[::2], options[1::2], strict=True))
-        Path(given["--out"]).write_text(json.dumps({"scores": {score: {"value": 1, "low": 0, "high": 2}}}))
+        Path(given["--out"]).write_text(json.dumps({"scores": {score: {"value": 1.0, "low": 0.0, "high": 2.0}}}))
 
     wanted = Diagnosed(data="x", scores=[score])
     for arm, recipe in recipes.items():

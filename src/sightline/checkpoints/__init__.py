@@ -2,5 +2,6 @@
 
 from .export import export_model
 from .model import load_model, save_model, why_not_stock
+from .published import import_aligngpt, import_model
 
-__all__ = ["export_model", "load_model", "save_model", "why_not_stock"]
+__all__ = ["export_model", "import_aligngpt", "import_model", "load_model", "save_model", "why_not_stock"]

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from .. import __version__
+from ..data.prefix import prefix_text
 from ..data.templates import Template, to_jinja
 from ..errors import SightlineError
 from ..files import atomic_folder
@@ -32,7 +33,7 @@ from ..methods.compose import Methods
 from ..models.adapters import plain_state
 from ..models.assemble import Assembly
 from ..models.backbones import location
-from ..models.configuration import SightlineConfig, select_of, spec, stock_strategy
+from ..models.configuration import SightlineConfig, prefix_of, select_of, spec, stock_strategy
 from ..models.connectors import LinearConnector, StockConnector, build_connector
 from ..models.hub import UNREADABLE, found, load_weights, quiet, reason, weight_name
 from ..models.modeling import SightlineForConditionalGeneration
@@ -43,7 +44,12 @@ from .adapters import has_adapters, read_adapters, saves_as_adapters, write_adap
 def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
     """What a stock `llava` checkpoint cannot express of this model; empty if it can express all of it."""
     changing = [method.name for method in model.model.methods.all if changes_forward(method)]
-    reasons = [f"method '{name}' changes the forward pass" for name in changing]
+    return [f"method '{name}' changes the forward pass" for name in changing] + why_no_stock_trunk(model)
+
+
+def why_no_stock_trunk(model: SightlineForConditionalGeneration) -> list[str]:
+    """What a stock `llava` checkpoint cannot express of this model's tower and connector."""
+    reasons = []
     if not isinstance(model.model.multi_modal_projector, StockConnector):
         reasons.append(f"connector '{model.config.connector}' is none of LLaVA's")
     if (scales := model.config.vision_scales) is not None:
@@ -80,7 +86,10 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
     ids = list(dict.fromkeys(assembly.tokenizer.convert_tokens_to_ids(ends)))
     if model.generation_config is not None:
         model.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
-    note = {"version": __version__, "connector": model.config.connector, "template": template.name}
+    note: dict[str, Any] = {"version": __version__, "connector": model.config.connector, "template": template.name}
+    if model.config.prefix_tokens:
+        ids = model.config.slot_token_ids or {}
+        note["prefix_tokens"] = {token: ids[token] for token in model.config.prefix_tokens}
     methods = model.config.methods
     if not any(map(changes_forward, model.model.methods.all)):
         model.config.methods = []  # they served training alone
@@ -129,6 +138,7 @@ def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGen
         "vision_scales",
         "methods",
         "slot_token_ids",
+        "prefix_tokens",
         "base",
         "model_type",
         "architectures",
@@ -167,6 +177,7 @@ def from_stock(stock: LlavaForConditionalGeneration) -> SightlineForConditionalG
     connector = note.get("connector", "mlp")
     if connector == "linear" and not LinearConnector.expresses(projector):
         connector = "mlp"  # trained on by others, as the two layers that the checkpoint shows
+    values |= prefix_of(note)
     config = SightlineConfig(**values, connector=connector, vision_select=select_of(stock.config), methods=[])
     with torch.device("meta"):
         model = SightlineForConditionalGeneration(config)
@@ -176,7 +187,7 @@ def from_stock(stock: LlavaForConditionalGeneration) -> SightlineForConditionalG
     assert isinstance(fresh, StockConnector)
     fresh.load_stock_state(projector)
     model.model.multi_modal_projector = fresh
-    model.model.methods = Methods()
+    model.model.methods = Methods(prefix_tokens=config.prefix_tokens or ())
     model.lm_head = stock.lm_head
     model.generation_config = stock.generation_config
     return model
@@ -204,7 +215,7 @@ def stock_processor(assembly: Assembly, template: Template) -> LlavaProcessor:
         patch_size=counted[0],
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=counted[1],
-        chat_template=to_jinja(template),
+        chat_template=to_jinja(template, prefix_text(tokenizer, template, config.prefix_tokens or [])),
     )
 
 
@@ -217,6 +228,7 @@ def own_processor(assembly: Assembly, template: Template) -> SightlineProcessor:
         template=template.name,
         sizes=asdict(assembly.model.model.sizes),
         methods=assembly.model.config.methods or (),
+        prefix_tokens=assembly.model.config.prefix_tokens or (),
     )
 
 

@@ -212,11 +212,14 @@ def read_spans(template: Template, text: str, eos: str) -> list[Span]:
     return [span for span in spans if span.end > span.start]
 
 
-def to_jinja(template: Template) -> str:
+def to_jinja(template: Template, prefix: str = "") -> str:
     """The template as a Jinja chat template, for `processor.apply_chat_template`.
 
     Text is taken as it is. An image item becomes `<image>` and a newline, as LLaVA puts it before a question; where the
     user's words are not kept, only the images are.
+
+    Args:
+        prefix: what stands before a conversation that has an image, as `prefix_text` gives it.
     """
 
     def literal(text: str) -> str:
@@ -244,6 +247,15 @@ def to_jinja(template: Template) -> str:
         before, after = template.system_around
         put_system = "{{ " + literal(before) + " ~ system ~ " + literal(after) + " }}"
         default = say(before, template.system, after) if template.system else ""
+    put_prefix = (
+        "{%- set seen = namespace(image=false) -%}{%- for message in messages -%}"
+        "{%- if message['content'] is string -%}"
+        "{%- if '<image>' in message['content'] -%}{%- set seen.image = true -%}{%- endif -%}{%- else -%}"
+        "{%- for item in message['content'] -%}"
+        "{%- if item['type'] == 'image' or (item['type'] == 'text' and '<image>' in item['text']) -%}"
+        "{%- set seen.image = true -%}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+        "{%- if seen.image -%}" + say(prefix) + "{%- endif -%}"
+    )
     lead = (
         "{%- if messages and messages[0]['role'] == 'system' -%}"
         "{%- set message = messages[0] -%}{%- set system -%}" + content(as_it_is, "") + "{%- endset -%}"
@@ -255,7 +267,7 @@ def to_jinja(template: Template) -> str:
         inside = "{%- if loop.first -%}{{ lead }}{%- endif -%}"
     rest = "(messages[1:] if messages and messages[0]['role'] == 'system' else messages)"
     return (
-        lead + "{%- for message in " + rest + " -%}"
+        (put_prefix if prefix else "") + lead + "{%- for message in " + rest + " -%}"
         "{%- if message['role'] == 'user' -%}"
         + say(template.user[0])
         + inside

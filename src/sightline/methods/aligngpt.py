@@ -52,7 +52,7 @@ class AlignGPTConfig(MethodConfig):
     """N, the number of levels."""
     mode: str = "both"
     """What fills the slot where rows bring no level: `both`, the gate's mixture and the last level; `local`, the
-    mixture; `global`, the last level; `average` of all levels; `fixed:3`."""
+    mixture; `global`, the last level; `average`, as `both` with equal weights; `fixed:3`."""
     text: Literal["first_turn", "human_turns", "all"] = "first_turn"
     """The words that the gate reads: of the first human turn, of all human turns, or all there are, which in training
     are answers too."""
@@ -156,6 +156,20 @@ class AlignGPT(Levelled):
             )
         )
 
+    def constants(self) -> Mapping[str, Tensor] | None:
+        vector = self.constant()
+        return None if vector is None else {TOKEN: vector.detach().clone()}
+
+    @property
+    def choices(self) -> str:
+        return f"1 to {self.config.levels}, or average"
+
+    def hold(self, choice: str) -> None:
+        modes = {"average": "average", **{str(k): f"fixed:{k}" for k in range(1, self.config.levels + 1)}}
+        if choice not in modes:
+            raise SightlineError(f"AlignGPT has no level '{choice}' to hold. It has {self.choices}.")
+        self.config = self.config.model_copy(update={"mode": modes[choice]})
+
     def edit(self, tap: Tap, x: Tensor, batch: Batch) -> Tensor:
         slot = batch.kinds == self.kind_ids[SLOT]
         return torch.where(slot.unsqueeze(-1), self.vectors(x, batch).to(x.dtype).unsqueeze(1), x)
@@ -178,19 +192,25 @@ class AlignGPT(Levelled):
 
     def vectors(self, embeds: Float[Tensor, "batch seq d"], batch: Batch) -> Float[Tensor, "batch d"]:
         """What fills the slot of each row, also of one without: so every process has all parts in its graph."""
-        table, rows = self.levels.weight, len(batch)
-        if self.level is not None:
-            return table[self.level - 1].expand(rows, -1)
-        if self._own:
+        table = self.levels.weight
+        if self._own and self.level is None:
             return self.levels(torch.stack(batch.columns[LEVEL]).to(table.device).clamp(min=1) - 1)
-        if self.config.fixed is not None:
-            return table[self.config.fixed - 1].expand(rows, -1)
-        if self.config.mode == "global":
-            return table[-1].expand(rows, -1)
-        if self.config.mode == "average":
-            return table.mean(0).expand(rows, -1)
+        constant = self.constant()
+        if constant is not None:
+            return constant.expand(len(batch), -1)
         mixture = self.weights(embeds, batch) @ table[:-1]
         return mixture if self.config.mode == "local" else mixture + table[-1]
+
+    def constant(self) -> Float[Tensor, " d"] | None:
+        """What fills all slots alike; None where the gate decides."""
+        table, mode = self.levels.weight, self.config.mode
+        if self.level is not None:
+            return table[self.level - 1]
+        if self.config.fixed is not None:
+            return table[self.config.fixed - 1]
+        if mode == "global":
+            return table[-1]
+        return table[:-1].mean(0) + table[-1] if mode == "average" else None
 
     def weights(self, embeds: Float[Tensor, "batch seq d"], batch: Batch) -> Float[Tensor, "batch levels_1"]:
         """alpha, the gate's weights of all levels but the last (equation 2)."""

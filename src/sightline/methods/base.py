@@ -1,8 +1,9 @@
-"""The one protocol of an alignment method: seven members that default to nothing.
+"""The one protocol of an alignment method: a few members that default to nothing.
 
 A method is an `nn.Module`. Its submodules are what it adds to the model; what serves training alone sits under
 `train_only`, which export drops. It says what it needs, annotates offline, makes ready for a stage, edits the forward
-pass, adds losses, measures, and adds turns. Everything else (data, trunk, loop, checkpoints) is not its concern.
+pass, adds losses, measures, and adds turns; and it says what of it is constant, so that export can make a token of it.
+Everything else (data, trunk, loop, checkpoints) is not its concern.
 """
 
 from abc import ABC, abstractmethod
@@ -209,6 +210,11 @@ class AlignmentMethod(nn.Module, ABC):
         are measured. Without gradients; it draws nothing at random, and gives the same names for every batch."""
         return {}
 
+    def constants(self) -> Mapping[str, Tensor] | None:
+        """What fills its slots, by their tokens, where it is the same for all rows and all that `edit` does: an export
+        can make it the embeddings of these tokens. None where `edit` does more."""
+        return None
+
     def turns(self, sample: Sample, rng: np.random.Generator) -> list[InsertedTurn]:
         """Extra exchanges for a row, in training only, deterministic in `rng`."""
         return []
@@ -236,6 +242,19 @@ class Levelled(AlignmentMethod, ABC):
     @abstractmethod
     def weights(self, embeds: Float[Tensor, "batch seq d_llm"], batch: Batch) -> Float[Tensor, "batch weighed"]:
         """The gate's weight of each level that it weighs, the first one's first; they sum to 1."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> str:
+        """What `hold` takes, in words."""
+
+    @abstractmethod
+    def hold(self, choice: str) -> None:
+        """Make constant what rows decide, as `--level` of an export says. It changes what the model computes.
+
+        Raises:
+            SightlineError: for a choice that the method does not have.
+        """
 
     @contextmanager
     def forced(self, level: int) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import Stage
 from ..errors import SightlineError, did_you_mean
-from ..types import KINDS, Batch, Sample, Trace, Turn
+from ..types import KINDS, PROMPT, Batch, Sample, Trace, Turn
 from .base import AlignmentMethod, Levelled, LossSpec, Sizes, Slot, Tap
 
 METHODS: dict[str, str] = {"aligngpt": "sightline.methods.aligngpt:AlignGPT", "sea": "sightline.methods.sea:SEA"}
@@ -21,17 +21,25 @@ METHODS: dict[str, str] = {"aligngpt": "sightline.methods.aligngpt:AlignGPT", "s
 
 
 class Methods(nn.ModuleDict):
-    """The methods of a model, by name, in the order of the recipe.
+    """The methods of a model, by name, in the order of the recipe; and tokens that export has made of others.
 
     Raises:
-        SightlineError: if two methods share a name, or change the shape of the same tensor.
+        SightlineError: if two methods share a name, change the shape of the same tensor, or fill what is baked in.
     """
 
-    def __init__(self, methods: Sequence[AlignmentMethod] = ()) -> None:
+    def __init__(self, methods: Sequence[AlignmentMethod] = (), prefix_tokens: Iterable[str] = ()) -> None:
         repeated = [name for name, n in Counter(m.name for m in methods).items() if n > 1]
         if repeated:
             raise SightlineError(f"method '{repeated[0]}' is listed twice. List each method once.")
         super().__init__({m.name: m for m in methods})
+        self.prefix = tuple(Slot(token, kind=KINDS[PROMPT]) for token in prefix_tokens)
+        for method in methods:
+            if both := {slot.token for slot in method.needs.slots} & {slot.token for slot in self.prefix}:
+                raise SightlineError(
+                    f"the model has a vector of '{method.name}' baked in, as the embedding of {min(both)}, and the "
+                    "method would fill that place again. Start from the model before its export, or leave the method "
+                    "out."
+                )
         reshaped: dict[Tap, str] = {}
         for method in methods:
             for tap in method.needs.reshapes:
@@ -56,7 +64,8 @@ class Methods(nn.ModuleDict):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return tuple(slot for method in self.all for slot in method.needs.slots)
+        """The positions that rows have for methods, and for what has been baked in."""
+        return (*self.prefix, *(slot for method in self.all for slot in method.needs.slots))
 
     def columns(self, stage: Stage) -> dict[str, str]:
         """The columns that a stage needs, each with the method that asks for it."""
@@ -151,8 +160,13 @@ def load_method_class(name: str) -> type[AlignmentMethod]:
     return found
 
 
-def build_methods(configs: Sequence[Mapping[str, Any]], sizes: Sizes) -> Methods:
+def build_methods(
+    configs: Sequence[Mapping[str, Any]], sizes: Sizes, prefix_tokens: Iterable[str] | None = None
+) -> Methods:
     """The methods of a recipe or a saved model, from their records `{"name": ..., options}`.
+
+    Args:
+        prefix_tokens: those of the model's config.
 
     Raises:
         SightlineError: for an unknown method or option, or methods that cannot compose.
@@ -172,4 +186,4 @@ def build_methods(configs: Sequence[Mapping[str, Any]], sizes: Sizes) -> Methods
                 f"method '{name}': {details}. Options: {', '.join(cls.Config.model_fields)}."
             ) from None
         methods.append(cls(config, sizes))
-    return Methods(methods)
+    return Methods(methods, prefix_tokens or ())

@@ -12,7 +12,7 @@ from ..data.processor import Processor
 from ..data.templates import IMAGE, Template
 from ..errors import SightlineError
 from ..methods.compose import Methods, build_methods
-from .backbones import ImageFit, add_tokens, load_language_model, load_tower, location
+from .backbones import ImageFit, LanguageModel, add_tokens, load_language_model, load_tower, location
 from .configuration import SightlineConfig, stock_strategy
 from .connectors import ConnectorName, build_connector, resolve_options
 from .modeling import SightlineForConditionalGeneration
@@ -57,7 +57,7 @@ class Assembly:
 
 def assemble(
     vision: str,
-    language: str,
+    language: str | LanguageModel,
     *,
     connector: ConnectorName = "mlp",
     shuffle_factor: int | None = None,
@@ -74,7 +74,7 @@ def assemble(
 
     Args:
         vision: a CLIP, SigLIP or DINOv2 checkpoint (a whole CLIP or SigLIP gives its tower).
-        language: a causal language model with its tokenizer.
+        language: a causal language model with its tokenizer, or where they are.
         shuffle_factor: of `pixel_shuffle`, the patches along the side of a token; 2 by default.
         pooled_grid: of `pool`, the tokens along a side; by default half the tower's grid.
         vision_layer: which of the tower's hidden states to take (LLaVA: -2); a list concatenates them.
@@ -89,11 +89,13 @@ def assemble(
     """
     scales = check_scales(vision_scales, vision_select)
     tower, image_processor = load_tower(vision, image_fit, scales)
-    lm, tokenizer = load_language_model(language)
+    if isinstance(language, str):
+        language = LanguageModel(language, *load_language_model(language))
+    lm, tokenizer = language.model, language.tokenizer
     if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
         raise SightlineError(
-            f"'{language}' ties its output layer to a table that is not called `embed_tokens`, and LLaVA finds none "
-            "(GPT-2 and OPT do this). Use another language model."
+            f"'{language.name}' ties its output layer to a table that is not called `embed_tokens`, and LLaVA finds "
+            "none (GPT-2 and OPT do this). Use another language model."
         )
     add_tokens(lm, tokenizer, [IMAGE])
 
@@ -115,7 +117,7 @@ def assemble(
         connector=connector,
         vision_select=vision_select,
         vision_scales=scales,
-        base={"vision": location(vision), "language": location(language)},
+        base={"vision": location(vision), "language": location(language.name)},
         **resolve_options(connector, spec, vision_select, shuffle_factor=shuffle_factor, pooled_grid=pooled_grid),
     )
     with torch.device("meta"):
@@ -129,7 +131,7 @@ def assemble(
     model.generation_config = lm.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    _check_expressible(lm, model, language)
+    _check_expressible(lm, model, language.name)
     assembly = Assembly(model, tokenizer, image_processor)
     attach_methods(assembly, methods)
     return assembly
@@ -147,8 +149,8 @@ def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> 
         return
     if have:
         raise SightlineError(f"the model was made with methods {have} and the recipe lists {wanted}. Make them agree.")
-    methods = build_methods(wanted, model.model.sizes)
-    tokens = [slot.token for slot in methods.slots]
+    methods = build_methods(wanted, model.model.sizes, model.config.prefix_tokens)
+    tokens = [slot.token for slot in methods.slots]  # those of the prefix are known already
     add_tokens(model, assembly.tokenizer, tokens)
     model.config.methods = wanted
     model.config.slot_token_ids = {token: assembly.tokenizer.convert_tokens_to_ids(token) for token in tokens}

@@ -4,6 +4,7 @@ A part is named by a local folder, a hub id, or `world:clip` and `world:lm` for 
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,16 @@ from .scales import Scales, pixels_side
 from .towers import TowerSpec, tower_spec
 
 ImageFit = Literal["pad", "crop"]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model that is loaded already."""
+
+    name: str
+    """What errors call it, and the record of where weights come from."""
+    model: Any
+    tokenizer: Any
 
 
 def load_tower(name: str, image_fit: ImageFit = "pad", scales: Scales | None = None) -> tuple[Any, Any]:

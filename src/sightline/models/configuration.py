@@ -1,5 +1,6 @@
 """The configuration of a Sightline model: transformers' LLaVA, plus the connector's name and the methods' records."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from transformers import LlavaConfig
@@ -27,7 +28,10 @@ class SightlineConfig(LlavaConfig):
     methods: list[dict[str, Any]] | None = None
     """The methods' records, `{"name": ..., options}`, in order."""
     slot_token_ids: dict[str, int] | None = None
-    """The ids of the tokens that mark the methods' slots."""
+    """The ids of the tokens that mark the methods' slots, and of `prefix_tokens`."""
+    prefix_tokens: list[str] | None = None
+    """Tokens that stand where slots do, in rows with images, and are no more than their embeddings: vectors of methods
+    that an export has baked in."""
     base: dict[str, Any] | None = None
     """Where the weights come from, for adapters that are saved without them; see `adapters`."""
 
@@ -45,6 +49,12 @@ class SightlineConfig(LlavaConfig):
     def llm(self) -> Any:
         """The language model's own config."""
         return self.text_config
+
+
+def prefix_of(note: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stock checkpoint's note of `prefix_tokens`, by their ids, is in our config."""
+    ids = note.get("prefix_tokens") or {}
+    return {"prefix_tokens": list(ids), "slot_token_ids": dict(ids)} if ids else {}
 
 
 def spec(config: Any) -> TowerSpec:

@@ -44,7 +44,7 @@ class SightlineModel(LlavaModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = build_connector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        self.methods = build_methods(config.methods or [], self.sizes)
+        self.methods = build_methods(config.methods or [], self.sizes, config.prefix_tokens)
         self.checkpoint_decoder = False
         """Whether decoder layers compute their activations again in the backward pass instead of keeping them."""
         self.post_init()

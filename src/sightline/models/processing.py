@@ -16,7 +16,7 @@ from ..data.collate import collate
 from ..data.templates import IMAGE, get_template, read_spans
 from ..errors import SightlineError
 from ..methods.base import Sizes
-from ..methods.compose import Methods, build_methods
+from ..methods.compose import build_methods
 from .configuration import SightlineConfig
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class SightlineProcessor(ProcessorMixin):
         template: str = "plain",
         sizes: Mapping[str, int] | None = None,
         methods: Sequence[Mapping[str, Any]] = (),
+        prefix_tokens: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         """
@@ -44,10 +45,12 @@ class SightlineProcessor(ProcessorMixin):
             template: the name of the template that the model was trained with.
             sizes: of the model, as `Sizes` has them.
             methods: the records of its methods.
+            prefix_tokens: those of its config.
         """
         self.template = template
         self.sizes = dict(sizes) if sizes is not None else None
         self.methods = [dict(record) for record in methods]
+        self.prefix_tokens = list(prefix_tokens)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @property
@@ -58,7 +61,7 @@ class SightlineProcessor(ProcessorMixin):
         if self.sizes is None:
             raise SightlineError("this processor knows no sizes of a model. Load the one that was saved with a model.")
         with torch.device("meta"):
-            methods = build_methods(self.methods, Sizes(**self.sizes)) if self.methods else Methods()
+            methods = build_methods(self.methods, Sizes(**self.sizes), self.prefix_tokens)
         return Processor(
             self.tokenizer,
             self.image_processor,

@@ -16,7 +16,7 @@ from ..config import Model, Recipe, Stage
 from ..errors import SightlineError
 from ..methods.compose import build_methods
 from ..models.backbones import resolve
-from ..models.configuration import SightlineConfig, select_of, stock_strategy
+from ..models.configuration import SightlineConfig, prefix_of, select_of, stock_strategy
 from ..models.connectors import resolve_options
 from ..models.hub import UNREADABLE, found, quiet, reason
 from ..models.modeling import SightlineForConditionalGeneration
@@ -95,6 +95,7 @@ def saved_config(path: str) -> SightlineConfig:
     values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
     values |= {"vision_config": config.vision_config, "text_config": config.text_config}
     connector = note.get("connector", "mlp")
+    values |= prefix_of(note)
     return SightlineConfig(**values, connector=connector, vision_select=select_of(config), methods=[])
 
 
@@ -119,7 +120,7 @@ def meta_model(config: SightlineConfig, methods: Sequence[Mapping[str, Any]]) ->
     with torch.device("meta"):
         model = SightlineForConditionalGeneration(config)
         if not have:
-            model.model.methods = build_methods(wanted, model.model.sizes)
+            model.model.methods = build_methods(wanted, model.model.sizes, config.prefix_tokens)
     return model
 
 
