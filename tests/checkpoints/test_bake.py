@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 
 import parts
 from sightline.checkpoints import export_model, load_model, save_model
+from sightline.checkpoints.model import own_processor
 from sightline.cli import app
 from sightline.config import Stage
 from sightline.data.collate import collate
 from sightline.data.prefix import prefix_text
 from sightline.data.templates import get_template
 from sightline.errors import SightlineError
-from sightline.generation import Assistant, OwnPrompts
+from sightline.generation import Assistant, Prompts
 from sightline.models.adapters import prepare_stage
 from sightline.models.assemble import Assembly, assemble, attach_methods
 from sightline.models.precision import is_adapter
@@ -110,7 +111,7 @@ def test_plain_transformers_computes_the_same(language, mode, languages, tmp_pat
         return_tensors="pt",
         processor_kwargs={"padding": True},
     )
-    mine = OwnPrompts(ours.processor(VICUNA)).batch(*zip(*ASKED, strict=True))
+    mine = Prompts(own_processor(ours, VICUNA)).batch(*zip(*ASKED, strict=True))
     for name in ("input_ids", "attention_mask", "pixel_values"):
         assert torch.equal(theirs[name], mine[name]), name
 
@@ -128,7 +129,7 @@ def test_plain_transformers_computes_the_same(language, mode, languages, tmp_pat
     never = {"suppress_tokens": [token]}
     assert torch.equal(generated(stock, theirs), generated(ours.model, mine, **never))
     again = load_model(tmp_path / "out")  # as ours: to measure it, or to train on
-    third = generated(again.model, OwnPrompts(again.processor(VICUNA)).batch(*zip(*ASKED, strict=True)))
+    third = generated(again.model, Prompts(own_processor(again, VICUNA)).batch(*zip(*ASKED, strict=True)))
     assert torch.equal(third, generated(stock, theirs))
 
 

@@ -55,10 +55,10 @@ def constant_vectors(model: SightlineForConditionalGeneration, name: str) -> dic
         return {}
     if levelled:
         raise SightlineError(
-            f"'{name}': method '{levelled[0].name}' computes what is in its slot from the question and the image of each "
-            "row, and a stock llava checkpoint can only hold one vector for all. Hold it constant, which changes "
-            f"what the model computes: --level K ({levelled[0].choices}). Or keep it as it is, in a model that needs "
-            "Sightline: --live."
+            f"'{name}': method '{levelled[0].name}' computes what stands in its slot from the question and the image "
+            "of each row, and a stock llava checkpoint can only hold one vector for all. Hold it constant, which "
+            f"changes what the model computes: --level K ({levelled[0].choices}). Or keep it as it is, in a "
+            "model that needs Sightline: --live."
         )
     return {token: vector for vectors in given.values() for token, vector in (vectors or {}).items()}
 

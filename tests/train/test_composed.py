@@ -1,0 +1,104 @@
+"""SEA and AlignGPT on one trunk: both stages, annotated, killed and resumed; and what each leaves behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline.checkpoints import load_model
+from sightline.config import Recipe, check
+from sightline.generation import Assistant
+from sightline.train import train
+from sightline.train.annotate import annotate_method
+
+from .test_resume import metrics, same, stop_after
+
+METHODS = ("sea", "aligngpt")
+
+
+def recipe(joint: Path, language: Path, pictures: Path, out: Path, words: Path, methods=METHODS) -> Recipe:
+    """Two stages of six steps, a checkpoint every second one."""
+    records = {"sea": {"name": "sea", "words": str(words)}, "aligngpt": {"name": "aligngpt", "levels": 4}}
+    parts = {"sea": ["sea"], "aligngpt": ["aligngpt.levels"]}
+    shared = {"batch_size": 4, "steps": 6, "save_every": 2, "lr": 5e-3}
+    captions = {"path": str(pictures / "captions.json"), "template": "plain"}
+    gate = ["aligngpt.gate"] if "aligngpt" in methods else []
+    pretrain = {
+        "name": "pretrain",
+        "data": captions,
+        "trainable": ["connector", *(part for name in methods for part in parts[name])],
+        "weights": {"sea/contrastive": 1.0} if "sea" in methods else {},
+    }
+    tune = {
+        "name": "tune",
+        "data": {"path": str(pictures / "chats.json")},
+        "trainable": ["connector", "language", *gate],
+        "lr_by_part": dict.fromkeys(gate, 1e-2),
+    }
+    return check(
+        {
+            "name": "composed",
+            "out": str(out / "run"),
+            "annotations": str(out / "annotations"),
+            "device": "cpu",
+            "model": {"vision": str(joint), "language": str(language)},
+            "methods": [records[name] for name in methods],
+            "stages": [pretrain | shared, tune | shared],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tiny_joint, tiny, pictures, tmp_path_factory):
+    """Composes recipes whose labels and levels are there."""
+    words = tmp_path_factory.mktemp("words") / "words.txt"
+    words.write_text("\n".join(["red", "blue", "cat", "box", "ball", "table", "two"]))
+    out = tmp_path_factory.mktemp("composed")
+
+    def make(name: str, methods=METHODS) -> Recipe:
+        composed = recipe(tiny_joint["clip"], tiny["llama"], pictures, out / name, words, methods)
+        composed = composed.model_copy(update={"annotations": str(out / "annotations")})
+        for method in methods:
+            annotate_method(composed, method)
+        return composed
+
+    return make
+
+
+def test_killed_in_both_stages_it_ends_the_same(made, monkeypatch):
+    whole, broken = made("whole"), made("broken")
+    train(whole, quiet=True)
+    stop_after(monkeypatch, broken, "00-pretrain-000004")
+    train(broken, resume=True, quiet=True)
+    rows = metrics(whole.run_folder)
+    seen = {key for row in rows for key in row}
+    assert {"loss/sea/contrastive", "aligngpt/entropy"} & seen or {"sea/contrastive", "aligngpt/entropy"} <= seen, seen
+    same(whole.run_folder, broken.run_folder)
+
+
+def test_levels_move_in_stage_1_and_the_gate_in_stage_2(made):
+    composed = made("moves")
+    composed = composed.model_copy(
+        update={"stages": [composed.stages[0].model_copy(update={"save": True}), composed.stages[1]]}
+    )
+    train(composed, quiet=True)
+    first = load_model(composed.run_folder / "stages" / "pretrain" / "model").model.state_dict()
+    last = load_model(composed.run_folder / "model").model.state_dict()
+    moved = {name for name in last if not torch.equal(first[name], last[name])}
+    assert {n.split("aligngpt.")[1].split(".")[0] for n in moved if "aligngpt" in n} == {"gate"}
+    assert not any("sea" in name for name in last), "SEA leaves nothing"
+    assert Assistant(composed.run_folder).levels == range(1, 5)
+
+
+def test_each_is_the_same_beside_the_other_at_the_first_step(made):
+    """Before anything has moved, SEA's loss is that of SEA alone, and the captions' loss is AlignGPT's alone: the slot
+    stands before the image, and SEA edits nothing."""
+    first = {}
+    for name, methods in (("both", METHODS), ("sea", ("sea",)), ("aligngpt", ("aligngpt",))):
+        composed = made(f"first-{name}", methods)
+        one = composed.stages[0].model_copy(update={"steps": 1, "save_every": None})
+        composed = composed.model_copy(update={"stages": [one]})
+        train(composed, quiet=True)
+        first[name] = metrics(composed.run_folder)[0]
+    assert first["both"]["sea/contrastive"] == first["sea"]["sea/contrastive"]
+    assert first["both"]["answer"] == first["aligngpt"]["answer"]
