@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_resume import metrics, same, stop_after
 
 from sightline.checkpoints import load_model
 from sightline.config import Recipe, check
 from sightline.generation import Assistant
 from sightline.train import train
 from sightline.train.annotate import annotate_method
-
-from .test_resume import metrics, same, stop_after
 
 METHODS = ("sea", "aligngpt")
 
