@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import ValidationError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from sightline.checkpoints import load_model, save_model
 from sightline.config import check
@@ -318,6 +321,34 @@ class TestStages:
         assert method.columns(gated.stages[0]) == ()
         method.begin(Setting(gated, 0, assembly, torch.device("cpu"), say=said.append))
         assert said[-1] == "stage s: AlignGPT's slot holds mode `both`"
+
+
+@pytest.mark.parametrize("trains", [("connector", "aligngpt.levels"), ("connector", "language", "aligngpt.gate")])
+def test_a_step_takes_at_most_one_percent_more_operations(tiny, tmp_path, trains: tuple[str, ...]):
+    """At the published 576 visual tokens: one token more, and a gate over 576 dots. Counted by torch."""
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=48, patch_size=2
+    )
+    CLIPVisionModel(vision).save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}).save_pretrained(tmp_path)
+    turns = (Turn("user", "<image>\na box?"), Turn("assistant", "red"))
+    rows = [Sample(str(number), (Image.new("RGB", (48, 48)),), turns) for number in range(2)]
+    operations = {}
+    for name, methods in (("without", []), ("with", [{"name": "aligngpt"}])):
+        torch.manual_seed(0)
+        assembly = assemble(str(tmp_path), str(tiny["llama"]), methods=methods)
+        wanted = [part for part in trains if methods or "aligngpt" not in part]
+        stage = TestStages().stage(*wanted).stages[0]
+        set_trainable(assembly.model, stage)
+        batch = laid(assembly, *rows)
+        if methods:
+            method_of(assembly)._own = method_of(assembly).brings_levels(stage)
+            batch = replace(batch, columns={LEVEL: (torch.tensor(3), torch.tensor(8))})
+        objective = Objective(assembly.model, {})
+        with FlopCounterMode(display=False) as counter:
+            objective.total(objective(batch), objective.counts(batch)).backward()
+        operations[name] = counter.get_total_flops()
+    assert 1 < operations["with"] / operations["without"] < 1.01
 
 
 @pytest.mark.parametrize(
