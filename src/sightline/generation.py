@@ -41,7 +41,7 @@ class Assistant:
         path = model_folder(path)
         config = read_config(path)
         self.name = path
-        self.prefix: list[str] = (config.get("sightline") or {}).get("prefix_tokens", [])
+        self.prefix = list((config.get("sightline") or {}).get("prefix_tokens") or ())
         """Tokens that an export made of what methods computed, before conversations about images."""
         self.saved_template = template_of(config)
         """The name of the template that the model was trained with last, where it is one of ours."""

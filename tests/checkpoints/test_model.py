@@ -20,6 +20,7 @@ from sightline.errors import SightlineError
 from sightline.files import atomic_folder
 from sightline.models.assemble import Assembly, assemble
 from sightline.models.modeling import SightlineForConditionalGeneration
+from sightline.models.processing import SightlineProcessor
 from sightline.types import Turn
 
 VICUNA = get_template("vicuna_v1")
@@ -265,7 +266,7 @@ class TestOwnClass:
     def test_the_processor_comes_with_it(self, own):
         root, made = own
         processor = AutoProcessor.from_pretrained(root / "toy")
-        assert isinstance(processor, LlavaProcessor)
+        assert isinstance(processor, SightlineProcessor)
         assert processor.tokenizer.convert_tokens_to_ids("<toy>") == made["toy"].model.config.slot_token_ids["<toy>"]
 
 

@@ -90,7 +90,7 @@ def test_a_terminal_shows_the_layers_of_a_large_language_model():
 def test_what_captions_alone_do_not_allow_is_said(tiny_subject: Subject, world: Path):
     material = read_captions(world / "validation.captions.json", world / "images", most=6)
     found = diagnose(tiny_subject, material, name="tiny", progress=False)
-    assert set(found.missing) == {"sight", "attention", "cause", "probe", "kept"}
+    assert set(found.missing) == {"sight", "attention", "cause", "probe", "kept", "captions"}
     assert all(material.name in why for why in found.missing.values())
     assert "words/recall/own" in found.scores and "geometry/gap" in found.scores
 

@@ -21,7 +21,7 @@ from sightline.errors import SightlineError
 from sightline.generation import Assistant
 from sightline.methods.aligngpt import GRID, LEVEL, SLOT, AlignGPT, AlignGPTConfig, dot_map, pooled, text_mask
 from sightline.methods.base import Setting, Sizes
-from sightline.models.assemble import Assembly, assemble
+from sightline.models.assemble import Assembly, assemble, attach_methods
 from sightline.models.processing import PROMPT_FIELDS
 from sightline.train.objective import Objective
 from sightline.train.setup import build_optimizer, set_trainable
@@ -242,6 +242,25 @@ class TestLayouts:
         again = load_model(tmp_path / "model")
         again.model.eval()
         torch.testing.assert_close(logits(again, batch), before)
+
+    def test_training_that_goes_on_keeps_vectors_and_gate_and_takes_other_options(self, tiny, tmp_path):
+        assembly = built(tiny)
+        save_model(assembly, tmp_path, get_template("vicuna_v1"))
+        kept = {name: value.clone() for name, value in method_of(assembly).state_dict().items()}
+        for options in ({}, {"mode": "local", "levels": 8}, {"text": "all"}, {"mode": "average"}):
+            again = load_model(tmp_path)
+            attach_methods(again, [{"name": "aligngpt", **options}])
+            method = method_of(again)
+            state = method.state_dict()
+            assert all(torch.equal(value, kept[name]) for name, value in state.items())
+            assert (method.gate is None) == (options.get("mode") == "average") == (len(state) < len(kept))
+            assert method.config.mode == options.get("mode", "both") and SLOT in method.kind_ids
+            assert again.model.config.methods == [{"name": "aligngpt", **options}]
+        for options in ({"levels": 4}, {"gate": "linear"}):
+            with pytest.raises(SightlineError, match=r"options need weights that it does not have \(aligngpt\."):
+                attach_methods(load_model(tmp_path), [{"name": "aligngpt", **options}])
+        with pytest.raises(SightlineError, match="was made with methods"):
+            attach_methods(load_model(tmp_path), [])
 
     @pytest.mark.parametrize("language", ["llama", "qwen2"])
     def test_transformers_own_classes_load_it_and_ask_it(self, tiny, pictures, tmp_path, language: str):

@@ -17,6 +17,7 @@ PUBLIC = {
     "openai/clip-vit-large-patch14-336": 303_507_456,
     "google/siglip-so400m-patch14-384": 428_225_600,
     "lmsys/vicuna-7b-v1.5": 6_738_415_616,
+    "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
     "lmsys/vicuna-13b-v1.5": 13_015_864_320,
     "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
     "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,

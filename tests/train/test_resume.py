@@ -59,7 +59,7 @@ def same(one: Path, two: Path) -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, made: Recipe, checkpoint: str) -> None:
+def stop_after(monkeypatch: pytest.MonkeyPatch, made: Recipe, checkpoint: str, *, resume: bool = False) -> None:
     """Run a recipe until `checkpoint` is written, and no further: an error stands in for the power cut."""
     save = Checkpoints.save
 
@@ -72,7 +72,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, made: Recipe, checkpoint: str) -
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", once)
         with pytest.raises(PowerCut):
-            train(made, quiet=True)
+            train(made, resume=resume, quiet=True)
 
 
 class PowerCut(Exception):

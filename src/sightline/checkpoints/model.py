@@ -29,7 +29,7 @@ from ..data.templates import Template, to_jinja
 from ..errors import SightlineError
 from ..files import atomic_folder
 from ..methods.base import AlignmentMethod
-from ..methods.compose import Methods
+from ..methods.compose import Methods, build_methods
 from ..models.adapters import plain_state
 from ..models.assemble import Assembly
 from ..models.backbones import location
@@ -255,6 +255,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Assembly
         model, info = found(lambda: load_weights(classes[kind], path, dtype), path)
         check_loading(path, info)
         model = from_stock(model) if kind == "llava" else model
+        begin_train_only(model, info["missing_keys"])
         model.config.base = {"model": location(path)}
     tokenizer = found(lambda: AutoTokenizer.from_pretrained(path), path)
     image_processor = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), path)
@@ -305,6 +306,18 @@ def check_loading(path: str | Path, info: dict[str, Iterable[Any]]) -> None:
                 f"'{path}' does not fit its config: {len(keys)} weights are {what} ({', '.join(keys[:3])}{more}). "
                 "Loading it would leave parts of the model random or unused. Use an intact checkpoint."
             )
+
+
+@torch.no_grad()
+def begin_train_only(model: SightlineForConditionalGeneration, missing: Iterable[Any]) -> None:
+    """Give what serves training alone, and is saved with no model, the values that it begins with."""
+    inside = "model.methods."
+    names = [str(key).removeprefix(inside) for key in missing if ".train_only." in str(key)]
+    if names:
+        fresh = build_methods(model.config.methods or [], model.model.sizes).state_dict()
+        state = model.model.methods.state_dict()
+        for name in names:
+            state[name].copy_(fresh[name])
 
 
 def _take_buffers(to: torch.nn.Module, source: torch.nn.Module) -> None:

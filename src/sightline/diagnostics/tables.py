@@ -51,11 +51,6 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("probe/letter/visual", "letter read from visual tokens"),
         ("probe/letter/patches", "  from the tower's patches"),
     ),
-    "captions": (
-        ("captions/own/right", "things in a caption that are there"),
-        ("captions/own/wrong", "  that are not"),
-        ("captions/own/recall", "share of what is there"),
-    ),
     "kept": (
         ("kept/overall/model/accuracy", "questions on text alone"),
         ("kept/overall/untouched/accuracy", "  by the untouched language model"),
@@ -63,6 +58,11 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("kept/overall/model/loss", "loss of the answers, nats"),
         ("kept/overall/difference/loss", "  difference"),
         ("kept/fact/model/accuracy", "facts"),
+    ),
+    "captions": (
+        ("captions/own/right", "things in a caption that are there"),
+        ("captions/own/wrong", "  that are not"),
+        ("captions/own/recall", "share of what is there"),
     ),
 }
 """What is printed of each part; every number goes to the JSON."""

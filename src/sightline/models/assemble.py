@@ -1,6 +1,7 @@
 """A vision-language model from its parts: any CLIP, SigLIP or DINOv2 tower, any causal language model, a connector."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,21 +141,42 @@ def assemble(
 def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> None:
     """Give a model that has no methods those of a recipe, and the tokenizer the tokens of their slots.
 
+    A model that has these methods keeps their weights, and takes the recipe's options.
+
     Raises:
-        SightlineError: if the model has other methods already.
+        SightlineError: if the model has other methods already, or theirs need weights that it does not have.
     """
     model, wanted = assembly.model, [dict(record) for record in records]
     have = model.config.methods or []
     if have == wanted:
         return
+    with torch.device("meta") if have else nullcontext():
+        methods = build_methods(wanted, model.model.sizes, model.config.prefix_tokens)
     if have:
-        raise SightlineError(f"the model was made with methods {have} and the recipe lists {wanted}. Make them agree.")
-    methods = build_methods(wanted, model.model.sizes, model.config.prefix_tokens)
+        check_options(have, wanted, model.model.methods, methods)
+        kept = model.model.methods.state_dict()
+        methods.load_state_dict({name: kept[name] for name in methods.state_dict()}, assign=True)
     tokens = [slot.token for slot in methods.slots]  # those of the prefix are known already
     add_tokens(model, assembly.tokenizer, tokens)
     model.config.methods = wanted
     model.config.slot_token_ids = {token: assembly.tokenizer.convert_tokens_to_ids(token) for token in tokens}
     model.model.methods = methods
+
+
+def check_options(
+    have: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]], of_model: Methods, of_recipe: Methods
+) -> None:
+    """That a saved model can take a recipe's options: they need no weights but those that it has.
+
+    Raises:
+        SightlineError: if they do, or the recipe lists other methods.
+    """
+    old, new = of_model.state_dict(), of_recipe.state_dict()
+    lacking = [name for name, value in new.items() if name not in old or old[name].shape != value.shape]
+    if [record["name"] for record in have] == [record["name"] for record in wanted] and not lacking:
+        return
+    why = f", whose options need weights that it does not have ({lacking[0]})" if lacking else ""
+    raise SightlineError(f"the model was made with methods {have} and the recipe lists {wanted}{why}. Make them agree.")
 
 
 def _check_expressible(lm: Any, model: SightlineForConditionalGeneration, name: str) -> None:

@@ -15,6 +15,7 @@ from ..checkpoints.model import model_folder, read_config
 from ..config import Model, Recipe, Stage
 from ..errors import SightlineError
 from ..methods.compose import build_methods
+from ..models.assemble import check_options
 from ..models.backbones import resolve
 from ..models.configuration import SightlineConfig, prefix_of, select_of, stock_strategy
 from ..models.connectors import resolve_options
@@ -106,8 +107,6 @@ def meta_model(config: SightlineConfig, methods: Sequence[Mapping[str, Any]]) ->
         SightlineError: for methods that cannot be built, or other ones than a saved model has.
     """
     wanted, have = [dict(record) for record in methods], config.methods or []
-    if have and have != wanted:
-        raise SightlineError(f"the model was made with methods {have} and the recipe lists {wanted}. Make them agree.")
     layers = config.vision_feature_layer
     tower: Any = config.vision_config
     count = tower.num_hidden_layers + 1
@@ -119,8 +118,11 @@ def meta_model(config: SightlineConfig, methods: Sequence[Mapping[str, Any]]) ->
         )
     with torch.device("meta"):
         model = SightlineForConditionalGeneration(config)
-        if not have:
-            model.model.methods = build_methods(wanted, model.model.sizes, config.prefix_tokens)
+        if have != wanted:
+            built = build_methods(wanted, model.model.sizes, config.prefix_tokens)
+            if have:
+                check_options(have, wanted, model.model.methods, built)
+            model.model.methods = built
     return model
 
 
