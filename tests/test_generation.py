@@ -1,14 +1,16 @@
 """Asking: a batch answers as its rows do alone, a stream says what an answer says, whatever kind of model it is."""
 
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sightline.checkpoints import load_model, save_model
-from sightline.checkpoints.model import own_processor
+from sightline.checkpoints.model import own_processor, stock_processor
 from sightline.data.collate import collate
 from sightline.data.images import load_image
 from sightline.data.templates import IMAGE, get_template
@@ -208,3 +210,42 @@ def test_weights_that_do_not_fit(folders, tmp_path):
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SightlineError, match="1 weights are missing"):
         Assistant(copy)
+
+
+@pytest.mark.parametrize(
+    ("images", "text", "options", "said"),
+    [
+        (RED, "USER: <image>\nWhat? ASSISTANT:", {"padding": "max_length"}, "cannot obey padding='max_length'"),
+        (RED, "USER: <image>\nWhat? ASSISTANT:", {"trunctaion": True}, "cannot obey trunctaion=True"),
+        (RED, "<image>\nWhat is this?", {}, "is not in template 'vicuna_v1'"),
+        ([RED, BLUE], "USER: <image>\nWhat? ASSISTANT:", {}, "hold [1] <image>, and [2] images came"),
+        ([RED, [BLUE]], "USER: <image><image>\nWhat? ASSISTANT:", {}, "these are mixed"),
+        (b"bytes", "USER: <image>\nWhat? ASSISTANT:", {}, "an image came as a bytes"),
+        ("no/such.png", "USER: <image>\nWhat? ASSISTANT:", {}, "an image came as a str"),
+        (None, [], {}, "there is no text"),
+    ],
+)
+def test_what_our_processor_cannot_do_is_said(assistant, images, text, options, said):
+    with pytest.raises(SightlineError, match=re.escape(said)):
+        assistant("toy").prompts.processor(images=images, text=text, **options)
+
+
+def test_our_processor_takes_images_in_every_form(assistant, tmp_path):
+    """A picture by path, as an array of either order, and one for each text flat or nested."""
+    processor, text = assistant("toy").prompts.processor, "USER: <image>\nWhat? ASSISTANT:"
+    RED.save(tmp_path / "red.png")
+    pixels = np.asarray(RED)
+    expected = processor(images=RED, text=text)["pixel_values"]
+    for image in (str(tmp_path / "red.png"), tmp_path / "red.png", pixels, pixels.transpose(2, 0, 1), [RED], [[RED]]):
+        assert torch.equal(processor(images=image, text=text)["pixel_values"], expected)
+    flat, nested = (processor(images=i, text=[text, text])["pixel_values"] for i in ([RED, BLUE], [[RED], [BLUE]]))
+    assert torch.equal(flat, nested) and torch.equal(flat[: len(expected)], expected)
+
+
+def test_a_row_with_an_image_and_without_its_slot_is_refused(folders):
+    """A processor that knows nothing of slots would have the model answer without what it was trained with."""
+    assembly = load_model(folders / "toy")
+    processor = stock_processor(assembly, get_template("vicuna_v1"))
+    inputs = processor(images=RED, text="USER: <image>\nWhat? ASSISTANT:", return_tensors="pt")
+    with pytest.raises(SightlineError, match=r"lacks the token <toy>"):
+        assembly.model.generate(**inputs, max_new_tokens=2)

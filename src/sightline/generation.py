@@ -16,6 +16,7 @@ from .data.templates import IMAGE, get_template, to_jinja
 from .errors import SightlineError
 from .methods.base import Levelled
 from .models.hub import found, load_weights, quiet
+from .models.processing import SightlineProcessor
 
 
 class Assistant:
@@ -73,7 +74,10 @@ class Assistant:
             SightlineError: if there is none of that name.
         """
         processor, turns = self.prompts.processor, get_template(template)
-        processor.chat_template = to_jinja(turns, prefix_text(processor.tokenizer, turns, self.prefix))
+        lays_out = isinstance(processor, SightlineProcessor)  # and puts the prefix in itself
+        processor.chat_template = to_jinja(
+            turns, "" if lays_out else prefix_text(processor.tokenizer, turns, self.prefix)
+        )
         processor.template = self.template = template
 
     @property
@@ -107,6 +111,8 @@ class Assistant:
             SightlineError: for a question that holds `<image>`; its images are given beside it. For a level that there
                 is not.
         """
+        if not questions and not images:
+            return []
         found = self._generate(images, questions, max_new_tokens=max_new_tokens, level=level)
         return [text.strip() for text in found]
 

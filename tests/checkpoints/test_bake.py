@@ -24,6 +24,7 @@ from sightline.config import Stage
 from sightline.data.collate import collate
 from sightline.data.prefix import prefix_text
 from sightline.data.templates import get_template
+from sightline.diagnostics.subject import Subject
 from sightline.errors import SightlineError
 from sightline.generation import Assistant, Prompts
 from sightline.models.adapters import prepare_stage
@@ -131,6 +132,13 @@ def test_plain_transformers_computes_the_same(language, mode, languages, tmp_pat
     again = load_model(tmp_path / "out")  # as ours: to measure it, or to train on
     third = generated(again.model, Prompts(own_processor(again, VICUNA)).batch(*zip(*ASKED, strict=True)))
     assert torch.equal(third, generated(stock, theirs))
+    rows, words, said, losses = list(zip(*ASKED, strict=True)), ["yes", "a red ball", "no", "two"], [], []
+    for folder in ("trained", "out"):
+        subject = Subject(tmp_path / folder)
+        said.append(subject.answers(subject.prompted(*rows)))
+        losses.append(subject.loss(subject.prompted(*rows), words))
+    assert said[0] == said[1], "a diagnosis hears what the model said before its export"
+    torch.testing.assert_close(losses[0], losses[1], atol=0.05, rtol=0.05)
 
 
 def test_the_vector_matters_and_is_the_level(tiny, tmp_path):
@@ -228,7 +236,7 @@ def test_what_is_exported_can_be_asked_trained_on_and_exported_again(tiny, tmp_p
     both = load_model(tmp_path / "out")
     attach_methods(both, [{"name": "toy:Nudge"}])
     save_model(both, tmp_path / "nudged", VICUNA)
-    for folder, template in (("out", None), ("out", "plain"), ("nudged", None)):
+    for folder, template in (("out", None), ("out", "plain"), ("nudged", None), ("nudged", "plain")):
         assistant = Assistant(tmp_path / folder, template=template)
         ids = assistant.prompts.batch([[RED]], ["What?"])["input_ids"][0].tolist()
         assert ids.count(again_id := assistant.tokenizer.convert_tokens_to_ids(TOKEN)) == 1 and ids[1] == again_id

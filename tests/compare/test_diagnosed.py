@@ -91,7 +91,7 @@ def test_a_score_that_there_is_not_fails_the_run_and_says_which_there_are(folder
     [
         ({"data": "nowhere.json"}, "diagnostics.data: 'nowhere.json' is not there"),
         ({"scores": ["word/recall"]}, "no part 'word' is measured; did you mean 'words'?"),
-        ({"scores": ["gate/overall/entropy"]}, "of models with levels, and no arm has what it is of"),
+        ({"scores": ["gate/overall/entropy"]}, "of models with such levels, or a gate, and no arm has them"),
         ({"stages": ["pretrian"]}, "no arm has a stage 'pretrian'; did you mean 'pretrain'?"),
     ],
 )
@@ -108,7 +108,11 @@ def test_what_cannot_be_diagnosed_is_refused_before_anything_runs(folder, tiny, 
         ("captions/own/right", ["plain", "gated", "global"]),
         ("captions/level/3/right", ["gated", "global"]),
         ("levels/norm/1", ["gated", "global"]),
+        ("levels/cosine_distance/1/8", ["gated", "global"]),
+        ("levels/cosine_distance/1/9", []),
         ("gate/overall/entropy", ["gated"]),
+        ("gate/overall/weights/7", ["gated"]),
+        ("gate/overall/weights/8", []),
     ],
 )
 def test_scores_of_levels_are_asked_of_models_that_have_them(folder: Path, score: str, has: list[str]):

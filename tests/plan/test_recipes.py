@@ -97,7 +97,7 @@ ALIGNGPT = {
     "siglip-7b": {"vision": SIGLIP},
     **{f"7b-{levels}-levels": {"levels": levels} for levels in (4, 6, 10)},
     **{f"7b-{mode}": {"mode": mode} for mode in ("local", "global", "average")},
-    "7b-fixed": {"mode": "fixed:8"},
+    "7b-fixed": {"mode": "fixed:1"},
 }
 """Its models and ablations; 8 levels and mode `both` are the first one's."""
 

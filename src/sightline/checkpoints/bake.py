@@ -18,7 +18,7 @@ from ..methods.base import Levelled
 from ..methods.compose import Methods
 from ..models.assemble import Assembly
 from ..models.modeling import SightlineForConditionalGeneration
-from .model import changes_forward, why_no_stock_trunk, why_not_stock
+from .model import changes_forward, why_no_stock_trunk
 
 
 def hold_constant(model: SightlineForConditionalGeneration, level: str) -> None:
@@ -31,10 +31,12 @@ def hold_constant(model: SightlineForConditionalGeneration, level: str) -> None:
     if levelled is None:
         raise SightlineError(f"level {level}: no method of this model has levels to hold. Leave --level out.")
     levelled.hold(level)
+    others = [method.name for method in model.model.methods.all if changes_forward(method) and method is not levelled]
+    reasons = [f"method '{name}' changes the forward pass" for name in others] + why_no_stock_trunk(model)
     if not constant_vectors(model, "the model"):
         raise SightlineError(
-            f"level {level} is held for a stock llava checkpoint, and this model can be none: "
-            f"{'; '.join(why_no_stock_trunk(model) or why_not_stock(model))}. Leave --level out."
+            f"level {level} is held for a stock llava checkpoint, and this model can be none: {'; '.join(reasons)}. "
+            "Leave --level out."
         )
 
 
@@ -49,6 +51,8 @@ def constant_vectors(model: SightlineForConditionalGeneration, name: str) -> dic
     """
     changing = [method for method in model.model.methods.all if changes_forward(method)]
     given = {method: method.constants() for method in changing}
+    if any(not slot.only_with_images for method in changing for slot in method.needs.slots):
+        return {}  # the chat template puts tokens before conversations with images alone
     live = [method for method in changing if given[method] is None]
     levelled = [method for method in live if isinstance(method, Levelled)]
     if why_no_stock_trunk(model) or len(levelled) < len(live):

@@ -17,6 +17,7 @@ from ..files import atomic_folder, claim_empty
 from ..models.adapters import lora_of
 from ..models.adapters import merge as merge_adapters
 from ..models.assemble import Assembly
+from ..models.processing import PROMPT_FIELDS
 from ..types import Turn
 from .bake import bake, constant_vectors, hold_constant
 from .model import load_model, model_folder, read_config, save_model
@@ -129,8 +130,7 @@ def probe(assembly: Assembly, template: Template) -> list[Float[Tensor, "_ vocab
     logits = []
     for images, question in (((Image.fromarray(pixels),), f"{IMAGE}\nWhat is this?"), ((), "Is snow white?")):
         batch = collate([process.prompt(images, [Turn("user", question)])], pad_id=process.pad_id)
-        given = ("input_ids", "attention_mask", "kinds", "turn_ids", "prompt_mask", "view_counts")
-        inputs = {name: getattr(batch, name) for name in given}
+        inputs = {name: getattr(batch, name) for name in PROMPT_FIELDS}
         inputs |= {"pixel_values": batch.pixel_values} if images else {}
         logits.append(assembly.model(**inputs).logits[0].float())
     return logits

@@ -256,6 +256,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Assembly
         check_loading(path, info)
         model = from_stock(model) if kind == "llava" else model
         begin_train_only(model, info["missing_keys"])
+        own_head(model)
         model.config.base = {"model": location(path)}
     tokenizer = found(lambda: AutoTokenizer.from_pretrained(path), path)
     image_processor = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), path)
@@ -318,6 +319,21 @@ def begin_train_only(model: SightlineForConditionalGeneration, missing: Iterable
         state = model.model.methods.state_dict()
         for name in names:
             state[name].copy_(fresh[name])
+
+
+@torch.no_grad()
+def own_head(model: SightlineForConditionalGeneration) -> None:
+    """Untie the head of a model with baked tokens: tied, it would give them the logits of their vectors, and every
+    other token less than the model did before its export. In the new head their rows are 0."""
+    ids = [(model.config.slot_token_ids or {})[token] for token in model.config.prefix_tokens or ()]
+    table: Any = model.get_input_embeddings()
+    if not ids or model.lm_head.weight is not table.weight:
+        return
+    head = torch.nn.Linear(table.weight.shape[1], table.weight.shape[0], bias=False, device="meta")
+    head.weight = torch.nn.Parameter(table.weight.detach().clone())
+    head.weight[ids] = 0
+    model.lm_head = head
+    model.config.tie_word_embeddings = model.config.llm.tie_word_embeddings = False
 
 
 def _take_buffers(to: torch.nn.Module, source: torch.nn.Module) -> None:

@@ -57,8 +57,8 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
             raise SightlineError(f"diagnostics.scores: no part '{part}' is measured{near} There are {', '.join(Part)}.")
         if not any(is_of(score, recipe) for recipe in recipes.values()):
             raise SightlineError(
-                f"diagnostics.scores: '{score}' is of models with levels, and no arm has what it is of, so it could "
-                "not be measured. Take it out, or compare an arm with AlignGPT."
+                f"diagnostics.scores: '{score}' is of models with such levels, or a gate, and no arm has them, so it "
+                "could not be measured. Take it out, or compare an arm with AlignGPT."
             )
     known = [stage.name for recipe in recipes.values() for stage in recipe.stages]
     for name in wanted.stages:
@@ -76,9 +76,13 @@ def is_of(score: str, recipe: Recipe) -> bool:
     """Whether a recipe's model has what a score is of; levels, and a gate over them, not every model has."""
     with torch.device("meta"):
         levelled = build_methods(recipe.methods, Sizes(d_vision=8, d_llm=8, patches=16, tokens=16)).levelled
-    if score.startswith(f"{Part.gate}/"):
-        return levelled is not None and levelled.has_gate
-    return levelled is not None or not score.startswith((f"{Part.levels}/", f"{Part.captions}/level/"))
+    gate = score.startswith(f"{Part.gate}/")
+    if not gate and not score.startswith((f"{Part.levels}/", f"{Part.captions}/level/")):
+        return True
+    if levelled is None or (gate and not levelled.has_gate):
+        return False
+    named = [int(name) for name in score.split("/") if name.isascii() and name.isdecimal()]
+    return all(1 <= number <= len(levelled.vectors_of_levels) - gate for number in named)
 
 
 def diagnose_run(

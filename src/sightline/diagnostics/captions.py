@@ -35,8 +35,8 @@ class Said:
     """Things named that are not."""
     recall: Estimate
     """Of the things that are there, the share that is named."""
-    precision: Estimate
-    """Of the things named, the share that is there."""
+    precision: Estimate | None
+    """Of the things named, the share that is there; None where nothing was named."""
 
 
 @dataclass(frozen=True)
@@ -122,4 +122,5 @@ def summed(counted: Sequence[Counted]) -> Said:
             table, lambda total: total[:, above] / np.maximum(total[:, below], 1), bounds=(0.0, most)
         )
 
-    return Said(right=ratio(0, 4), wrong=ratio(1, 4), recall=ratio(0, 2), precision=ratio(0, 3))
+    precision = ratio(0, 3) if table[:, 3].any() else None
+    return Said(right=ratio(0, 4), wrong=ratio(1, 4), recall=ratio(0, 2), precision=precision)

@@ -77,7 +77,7 @@ def diagnose(
     console = Console(stderr=True)
     subject = Subject(model, device=pick_device(device), template=template)
     with tempfile.TemporaryDirectory() as folder:
-        if data is None and questions is None:
+        if data is None and questions is None and set(only or Part) - {Part.levels}:
             from ..world.make import make_world
 
             console.print("drawing a world to look at (--data takes your own)", style="dim")

@@ -124,6 +124,11 @@ class Subject:
         return [ends] if isinstance(ends, int) else list(ends or [])
 
     @property
+    def never(self) -> list[int]:
+        """The tokens that it is kept from saying."""
+        return list(self.model.generation_config.suppress_tokens or [])
+
+    @property
     def embedding(self) -> Float[Tensor, "vocabulary d_llm"]:
         """The language model's input embeddings."""
         return self.model.get_input_embeddings().weight.detach()
@@ -242,6 +247,7 @@ class Subject:
             prompt.embeds,
             prompt.attention_mask,
             ends=self.ends,
+            never=self.never,
             fill=self.tokenizer.pad_token_id,
             max_new_tokens=max_new_tokens,
         )
@@ -260,6 +266,7 @@ class Subject:
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions(mask), use_cache=False
         ).last_hidden_state
         logits = self.model.lm_head(hidden[:, -longest - 1 : -1]).float()
+        logits[..., self.never] = float("-inf")
         losses = F.cross_entropy(logits.flatten(0, 1), padded.flatten(), reduction="none").view_as(padded)
         return (losses * real).sum(1) / real.sum(1)
 
@@ -273,6 +280,7 @@ def greedy(
     attention_mask: Int[Tensor, "batch seq"],
     *,
     ends: Sequence[int],
+    never: Sequence[int] = (),
     fill: int,
     max_new_tokens: int,
 ) -> Int[Tensor, "batch new"]:
@@ -281,6 +289,7 @@ def greedy(
     Args:
         language, head, embed: the decoder, what makes logits of its states, and the input embeddings.
         ends: tokens that end a row; `fill` follows them.
+        never: tokens that are not said.
     """
     mask, cache, place = attention_mask, None, positions(attention_mask)
     stops = torch.tensor(list(ends), device=mask.device)
@@ -290,7 +299,9 @@ def greedy(
             inputs_embeds=embeds, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
         )
         cache = out.past_key_values
-        token = head(out.last_hidden_state[:, -1]).argmax(-1)
+        logits = head(out.last_hidden_state[:, -1])
+        logits[:, list(never)] = float("-inf")
+        token = logits.argmax(-1)
         token = torch.where(done, fill, token)
         new.append(token)
         done = done | torch.isin(token, stops)

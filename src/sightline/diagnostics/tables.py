@@ -109,7 +109,8 @@ def _captions_table(scores: Mapping[str, Estimate]) -> Table | None:
     for heading in what.values():
         table.add_column(heading, justify="right")
     for level in levels:
-        table.add_row(level, *(f"{scores[f'{start}{level}/{name}'].value:.2f}" for name in what))
+        found = [scores.get(f"{start}{level}/{name}") for name in what]
+        table.add_row(level, *(f"{each.value:.2f}" if each else "" for each in found))
     return table
 
 

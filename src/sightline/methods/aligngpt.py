@@ -60,8 +60,8 @@ class AlignGPTConfig(MethodConfig):
     """How words and visual tokens are compared; cosines have a learned temperature."""
     gate: Literal["mlp", "linear"] = "mlp"
     """What makes weights of the map: two layers, or one."""
-    temperature: Annotated[float, Field(gt=0)] = 0.07
-    """Where that of the cosines begins."""
+    temperature: Annotated[float, Field(ge=1 / MAX_SCALE)] = 0.07
+    """Where that of the cosines begins; it stays at 0.01 or above."""
     encoder: str | None = None
     """The CLIP or SigLIP that scores pairs; by default the model's own tower, as the recipe names it."""
     by: Literal["rank", "width"] = "rank"
@@ -162,10 +162,12 @@ class AlignGPT(Levelled):
 
     @property
     def choices(self) -> str:
-        return f"1 to {self.config.levels}, or average"
+        return f"1 to {self.config.levels}" + (", or average" if self.config.mode != "local" else "")
 
     def hold(self, choice: str) -> None:
-        modes = {"average": "average", **{str(k): f"fixed:{k}" for k in range(1, self.config.levels + 1)}}
+        modes = {str(k): f"fixed:{k}" for k in range(1, self.config.levels + 1)}
+        if self.config.mode != "local":  # which never added the last level, as `average` does
+            modes["average"] = "average"
         if choice not in modes:
             raise SightlineError(f"AlignGPT has no level '{choice}' to hold. It has {self.choices}.")
         self.config = self.config.model_copy(update={"mode": modes[choice]})
@@ -180,7 +182,7 @@ class AlignGPT(Levelled):
 
     @property
     def has_gate(self) -> bool:
-        return self.gate is not None
+        return self.gate is not None and self.config.has_gate
 
     def measures(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
         """Of the gate's weights, where they fill the slot: the entropy in nats and the largest, for each row with
@@ -193,7 +195,7 @@ class AlignGPT(Levelled):
     def vectors(self, embeds: Float[Tensor, "batch seq d"], batch: Batch) -> Float[Tensor, "batch d"]:
         """What fills the slot of each row, also of one without: so every process has all parts in its graph."""
         table = self.levels.weight
-        if self._own and self.level is None:
+        if self._own and self.level is None and LEVEL in batch.columns:  # a prompt brings none
             return self.levels(torch.stack(batch.columns[LEVEL]).to(table.device).clamp(min=1) - 1)
         constant = self.constant()
         if constant is not None:

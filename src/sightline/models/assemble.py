@@ -1,7 +1,6 @@
 """A vision-language model from its parts: any CLIP, SigLIP or DINOv2 tower, any causal language model, a connector."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,12 +149,13 @@ def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> 
     have = model.config.methods or []
     if have == wanted:
         return
-    with torch.device("meta") if have else nullcontext():
+    with torch.random.fork_rng(devices=(), enabled=bool(have)):  # nothing that is drawn stays
         methods = build_methods(wanted, model.model.sizes, model.config.prefix_tokens)
     if have:
         check_options(have, wanted, model.model.methods, methods)
         kept = model.model.methods.state_dict()
-        methods.load_state_dict({name: kept[name] for name in methods.state_dict()}, assign=True)
+        methods.to(model.device).load_state_dict({name: kept[name] for name in methods.state_dict()}, assign=True)
+        methods.train(model.model.methods.training)
     tokens = [slot.token for slot in methods.slots]  # those of the prefix are known already
     add_tokens(model, assembly.tokenizer, tokens)
     model.config.methods = wanted

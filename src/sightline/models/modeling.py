@@ -271,7 +271,13 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         derived = torch.full_like(input_ids, PROMPT).masked_fill(places, VISUAL).masked_fill(attention_mask == 0, PAD)
         for slot in self.model.methods.slots:
             token_id = (self.config.slot_token_ids or {})[slot.token]
-            derived[input_ids == token_id] = self.model.methods.kinds.index(slot.kind)
+            at = input_ids == token_id
+            if bool((places.any(1) & ~at.any(1)).any()):
+                raise SightlineError(
+                    f"a row has an image and lacks the token {slot.token}, which this model was trained with. Use this "
+                    "model's own processor."
+                )
+            derived[at] = self.model.methods.kinds.index(slot.kind)
         kinds = _grown(known.get("kinds"), derived, ANSWER)
         return Batch(
             ids=tuple(f"prompt {i}" for i in range(len(input_ids))),

@@ -1,7 +1,7 @@
 """The processor of a model that stock LLaVA cannot express: transformers' interface over our own layout of rows.
 
 Slots of methods, views of an image and which words are the user's are laid out by the code that lays out training
-rows. With Sightline installed, `AutoProcessor` finds it, and its output goes into the model's `generate` as it is.
+rows. After `import sightline`, `AutoProcessor` finds it, and its output goes into the model's `generate` as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import load_image
 
 from ..data.collate import collate
 from ..data.templates import IMAGE, get_template, read_spans
@@ -18,6 +20,7 @@ from ..errors import SightlineError
 from ..methods.base import Sizes
 from ..methods.compose import build_methods
 from .configuration import SightlineConfig
+from .hub import reason
 
 if TYPE_CHECKING:
     from ..data.processor import Processor
@@ -38,7 +41,6 @@ class SightlineProcessor(ProcessorMixin):
         sizes: Mapping[str, int] | None = None,
         methods: Sequence[Mapping[str, Any]] = (),
         prefix_tokens: Sequence[str] = (),
-        **kwargs: Any,
     ) -> None:
         """
         Args:
@@ -77,22 +79,36 @@ class SightlineProcessor(ProcessorMixin):
         Args:
             images: one image, a list of them in the order of their `<image>`, or a list for each text.
             text: one text or several, as the chat template gives them.
-            kwargs: `return_tensors` may only be "pt"; rows are padded on the left, and never cut.
+            kwargs: what transformers passes on, where it is done in any case: rows are padded on the left to the
+                longest, none is cut, `return_tensors` is "pt".
 
         Raises:
             SightlineError: if images and `<image>` disagree, or for an option that cannot be obeyed.
         """
-        refused = {"videos", "audio"} & {name for name, value in kwargs.items() if value is not None}
-        if refused or kwargs.get("return_tensors") not in (None, "pt") or kwargs.get("truncation"):
-            raise SightlineError("this processor takes texts and images, cuts nothing, and gives torch's tensors.")
+        taken = {
+            "return_tensors": (None, "pt"),
+            "padding": (None, True, "longest"),
+            "add_special_tokens": (True, False),
+        }
+        for name, value in kwargs.items():
+            if value is not None and (name not in taken or value not in taken[name]):
+                raise SightlineError(
+                    f"this processor cannot obey {name}={value!r}: it takes texts and images, gives torch's tensors, "
+                    "pads rows on the left and cuts none. Leave it out."
+                )
         texts = [text] if isinstance(text, str) else list(text or ())
         if not texts:
             raise SightlineError("there is no text. Give what `apply_chat_template` makes of a conversation.")
         layout, eos = self.layout, str(self.tokenizer.eos_token)
-        examples = [
-            layout.lay_out(f"text {number}", mine, each, read_spans(layout.template, each, eos), prompt_only=True)
-            for number, (each, mine) in enumerate(zip(texts, images_by_text(images, texts), strict=True))
-        ]
+        examples = []
+        for number, (each, mine) in enumerate(zip(texts, images_by_text(images, texts), strict=True)):
+            spans = read_spans(layout.template, each, eos)
+            if mine and layout.template.user_text and not any(span.role == "user" for span in spans):
+                raise SightlineError(
+                    f"text {number} is not in template '{self.template}', so it is not known which words are the "
+                    "user's: methods that read them would go without. Give what `apply_chat_template` makes of it."
+                )
+            examples.append(layout.lay_out(f"text {number}", mine, each, spans, prompt_only=True))
         batch = collate(examples, pad_id=layout.pad_id, side="left")
         inputs = {name: getattr(batch, name) for name in PROMPT_FIELDS}
         return BatchFeature(inputs | ({"pixel_values": batch.pixel_values} if batch.num_images else {}))
@@ -104,22 +120,36 @@ def images_by_text(images: Any, texts: Sequence[str]) -> list[list[Any]]:
     Raises:
         SightlineError: if their number is not that of `<image>`.
     """
-    given = [] if images is None else images if isinstance(images, list | tuple) else [images]
+    given = list(images) if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else [images]
+    given = [] if images is None else given
     wanted = [text.count(IMAGE) for text in texts]
-    if given and all(isinstance(mine, list | tuple) for mine in given):
+    nested = [isinstance(mine, list | tuple) for mine in given]
+    if given and all(nested):
         rows = [list(mine) for mine in given]
+    elif any(nested):
+        raise SightlineError("images come as one list, or as a list for each text, and these are mixed.")
     else:
         ends = torch.tensor(wanted).cumsum(0).tolist()
-        rows = [list(given[end - count : end]) for end, count in zip(ends, wanted, strict=True)]
+        rows = [given[end - count : end] for end, count in zip(ends, wanted, strict=True)]
         rows[-1] += given[ends[-1] :]
     if [len(mine) for mine in rows] != wanted:
         raise SightlineError(f"the texts hold {wanted} {IMAGE}, and {[len(mine) for mine in rows]} images came.")
-    return [[Path(image) if isinstance(image, str) else opened(image) for image in mine] for mine in rows]
+    return [[opened(image) for image in mine] for mine in rows]
 
 
 def opened(image: Any) -> Any:
-    """An image as PIL's; arrays become that."""
-    return image if isinstance(image, Image.Image | Path) else Image.fromarray(image)
+    """An image as PIL's: from a path or address, as transformers reads them, or from an array of pixels.
+
+    Raises:
+        SightlineError: for what is no image, or cannot be read.
+    """
+    if isinstance(image, Image.Image | Path):
+        return image
+    try:
+        return load_image(image) if isinstance(image, str) else to_pil_image(image)
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        what = type(image).__name__
+        raise SightlineError(f"an image came as a {what} that cannot be read: {reason(error)}.") from None
 
 
 AutoProcessor.register(SightlineConfig, SightlineProcessor, exist_ok=True)
