@@ -171,7 +171,7 @@ def test_a_live_gate_is_refused_with_the_reason(mode, tiny, tmp_path):
     with pytest.raises(
         SightlineError,
         match=r"'aligngpt' computes what stands in its slot from the question and the image of each row, and a stock "
-        r"llava checkpoint can only hold one vector for all\. .*--level K \(1 to 8, or average\).*--live",
+        r"llava checkpoint can only hold one vector for all\. .*--level K \(1 to 8.*\).*--live",
     ):
         export_model(tmp_path / "trained", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -184,6 +184,7 @@ def test_a_live_gate_is_refused_with_the_reason(mode, tiny, tmp_path):
     ("mode", "options", "message"),
     [
         ("both", {"level": "9"}, r"AlignGPT has no level '9' to hold\. It has 1 to 8, or average\."),
+        ("local", {"level": "average"}, r"AlignGPT has no level 'average' to hold\. It has 1 to 8\."),
         ("both", {"level": "2", "live": True}, r"Leave --live out, or leave --level out"),
     ],
 )
