@@ -1,5 +1,6 @@
 """Every `sightline` command of the README runs, in its order, in an empty folder; long ones in a short mode."""
 
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,22 @@ SHORTER = {
 }
 
 
+RAN = "-- ran to its end --"
+ONE_AFTER_ANOTHER = f"""
+import json, sys
+from sightline.cli import main
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["sightline", *line]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"sightline {{' '.join(line)}} ended with {{end.code}}")
+    print({RAN!r}, flush=True)
+"""
+"""All commands in one process, which imports torch and transformers once."""
+
+
 def commands(text: str) -> list[list[str]]:
     """The `sightline` commands in the shell blocks of a page, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
@@ -31,17 +48,20 @@ def commands(text: str) -> list[list[str]]:
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     assert {command[0] for command in found} >= {"demo", "world", "train", "eval", "ask", "report", "recipes"}
+    lines = []
     for command in found:
         extra = next((more for start, more in SHORTER.items() if tuple(command[: len(start)]) == start), [])
-        done = subprocess.run(
-            [sys.executable, "-m", "sightline", *command, *extra],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+        lines.append([*command, *extra])
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(lines)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count(RAN) == len(lines)
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()
     assert (tmp_path / "runs" / "world" / "report.html").is_file()
 

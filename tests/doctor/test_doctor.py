@@ -390,7 +390,7 @@ def test_an_end_that_is_not_learned_is_an_error(assembled, pictures, monkeypatch
 def test_every_template_is_examined_or_refused_with_its_reason(tiny, pictures, name):
     recipe = values(tiny, pictures, data={"path": str(pictures / "chats.json"), "template": name})
     found = checks(examined(recipe))
-    if TEMPLATES[name].tokens:
+    if set(TEMPLATES[name].tokens) - {"<s>", "</s>"}:  # the tiny tokenizer has these two
         assert found == {"template/tokenizer": "error"}
     elif name == "plain":
         assert found == {"text/caption-of-nothing": "warning", "rows/duplicate": "warning"} or "text" in str(found)
