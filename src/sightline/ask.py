@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .checkpoints.model import model_folder, read_config
+from .checkpoints.model import model_folder, read_config, template_of
 from .data.images import load_image
 from .data.templates import get_template
 from .errors import SightlineError
-from .generation import Assistant, template_of
+from .generation import Assistant
 from .train.processes import pick_device
 
 EVERY_LEVEL: Literal["all"] = "all"

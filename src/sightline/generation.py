@@ -1,6 +1,6 @@
 """Ask a model about images. A stock `llava` checkpoint is asked through transformers alone, as any server would."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 
-from .checkpoints.model import check_loading, load_model, model_folder, read_config
+from .checkpoints.model import check_loading, load_model, model_folder, read_config, template_of
 from .data.images import to_rgb
 from .data.prefix import prefix_text
 from .data.templates import IMAGE, get_template, to_jinja
@@ -155,11 +155,6 @@ class Assistant:
             )
         assert self.levelled is not None, "levels are those of a method"
         return self.levelled.forced(level)
-
-
-def template_of(config: Mapping[str, Any]) -> str | None:
-    """The template that a checkpoint's config names, where Sightline saved it."""
-    return (config.get("sightline") or {}).get("template")
 
 
 class AnswerStreamer(TextStreamer):

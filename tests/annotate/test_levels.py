@@ -1,10 +1,8 @@
 """Levels of alignment: golden numbers, scores that are the models' own, stores that end the same however written."""
 
 import json
-import os
 import pickle
 import shutil
-import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +28,7 @@ from sightline.methods.base import Setting
 from sightline.models.assemble import assemble
 from sightline.train.rows import read_data
 from sightline.types import Sample, Turn
+from stores import contents, killed_at_shard
 
 GOLDEN = [0.31, 0.12, 0.25, 0.18, 0.40, 0.05, 0.22, 0.28]
 """design/methods.md, section 4; computed there by hand."""
@@ -166,10 +165,6 @@ def say(path: Path, number: int, text: str) -> None:
     rewrite(path, lambda found: found[number]["conversations"][1].update(value=text))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize(("encoder", "family"), [("clip", CLIPModel), ("siglip", SiglipModel)])
 def test_scores_are_the_models_own(encoder: str, family: Any, pair_levels, tiny_joint, data: Path):
     """image_embeds and text_embeds of transformers' models. Pictures of 32 x 32 are the same however they are seen;
@@ -245,20 +240,7 @@ def test_killed_between_shards_the_store_ends_the_same(pair_levels, monkeypatch)
     """SIGKILL as the third of seven shards is written: the first two stay, the end is the same bytes."""
     monkeypatch.setattr(images, "SHARD_ROWS", 2)
     whole = pair_levels(folder="whole").compute()
-    pid = os.fork()
-    if pid == 0:
-        write, count = Store.write, [0]
-
-        def dying(self, shard, values):
-            count[0] += 1
-            if count[0] == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write(self, shard, values)
-
-        Store.write = dying
-        pair_levels(folder="killed").compute()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    killed_at_shard(3, lambda: pair_levels(folder="killed").compute())
     levels = pair_levels(folder="killed")
     inodes = {path: path.stat().st_ino for path in levels.folder.glob("*-0*.safetensors")}
     assert len(inodes) == 2 and not list(levels.folder.glob("levels-*"))

@@ -9,6 +9,7 @@ import torch
 
 from sightline.data.store import Store, intact
 from sightline.errors import SightlineError
+from stores import contents
 
 KEYS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(7)]
 
@@ -29,11 +30,6 @@ def filled(folder: Path, dtype: torch.dtype = torch.float32) -> Store:
         store.write(shard, [value(KEYS.index(key), dtype) for key in shard.keys])
     store.refresh()
     return store
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones too."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

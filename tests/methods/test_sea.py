@@ -1,9 +1,7 @@
 """SEA: what its loss sees, that it leaves the model alone, and whole runs through `annotate`."""
 
 import json
-import os
 import shutil
-import signal
 import threading
 from dataclasses import replace
 from functools import partial
@@ -42,6 +40,7 @@ from sightline.train.engine import outline
 from sightline.train.objective import Objective
 from sightline.train.setup import set_trainable
 from sightline.types import Batch
+from stores import contents, killed_at_shard
 
 WORDS = ("red", "blue", "green", "a", "box", "two", "cat", "yes", "table", "ball")
 SIZES = Sizes(d_vision=8, d_llm=16, patches=16, tokens=16)
@@ -346,34 +345,17 @@ def test_padding_has_no_labels(tiny_joint, tiny, pictures, tmp_path, words):
     assert not empty[1:3].all()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
-
-
 def test_killed_between_shards_the_store_ends_the_same(tiny_joint, tiny, pictures, tmp_path, words, monkeypatch):
     """SIGKILL as the second of three shards is written: the first stays, the end is the same bytes."""
     monkeypatch.setattr(images, "SHARD_ROWS", 2)
     (whole,) = annotate_method(recipe(tiny_joint, tiny, pictures, tmp_path / "whole", words), "sea")
     made = recipe(tiny_joint, tiny, pictures, tmp_path / "killed", words)
-    pid = os.fork()
-    if pid == 0:
-        write, count = Store.write, [0]
-
-        def dying(self, shard, values):
-            count[0] += 1
-            if count[0] == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write(self, shard, values)
-
-        Store.write = dying
-        annotate_method(made, "sea")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    killed_at_shard(2, lambda: annotate_method(made, "sea"))
     folder = Path(made.annotations) / whole.name
     first = {path: path.stat().st_ino for path in folder.glob("*-00000.*")}
-    assert len(first) == 1 and len(contents(folder)) == 2, "an index and a shard"
+    assert len(first) == 1 and len(list(folder.glob("*.safetensors"))) == 2, "an index and a shard"
     annotate_method(made, "sea")
-    assert contents(folder) == contents(whole) and len(contents(whole)) == 4
+    assert contents(folder) == contents(whole) and len(list(whole.glob("*.safetensors"))) == 4
     assert all(path.stat().st_ino == inode for path, inode in first.items())
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from rich.console import Console
 from sightline.annotate import images as annotation
 from sightline.checkpoints import load_model
 from sightline.config import Recipe, check, dump
-from sightline.data import store as stores
+from sightline.data import store as store_module
 from sightline.data.features import Features, image_key
 from sightline.data.images import load_image
 from sightline.data.sources import read_llava_json
@@ -30,6 +31,7 @@ from sightline.train import train
 from sightline.train.annotate import annotate_features
 from sightline.train.features import depends_on, differences
 from sightline.train.run import start
+from stores import contents, exit_code
 
 CPU = torch.device("cpu")
 
@@ -79,10 +81,6 @@ def run(made: Recipe, capsys: pytest.CaptureFixture, **options) -> tuple[dict[st
     said = " ".join(capsys.readouterr().err.split())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return load_model(folder / "model").model.state_dict(), [row["loss"] for row in rows], said
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -282,18 +280,6 @@ def dying(made: Recipe, at: int, when: str) -> None:
     annotate(made)
 
 
-def in_a_child(work, *arguments) -> int:
-    """The exit code of `work` in a forked process; negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work(*arguments)
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @pytest.mark.parametrize("when", ["half", "unnamed", "named"])
 def test_killed_at_any_file_it_goes_on(
     tiny: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -304,7 +290,7 @@ def test_killed_at_any_file_it_goes_on(
     assert "wrote 3 of 3 shards" in said and len(contents(whole)) == 5
     for at in (1, 2, 3, 4):
         made = recipe(tiny, data, annotations=str(data.parent / f"killed{at}"))
-        assert in_a_child(dying, made, at, when) == -signal.SIGKILL
+        assert exit_code(partial(dying, made, at, when)) == -signal.SIGKILL
         folder = Path(made.annotations) / whole.name
         finished = {path: path.stat().st_ino for path in folder.glob("*.safetensors")}
         assert len(finished) == at - (when != "named")
@@ -501,7 +487,7 @@ def test_a_full_disk_says_so(tiny: dict[str, Path], data: Path, monkeypatch: pyt
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stores.os, "fsync", full)
+    monkeypatch.setattr(store_module.os, "fsync", full)
     with pytest.raises(SightlineError, match=r"the disk is full.*goes on"):
         annotate(recipe(tiny, data))
 

@@ -18,7 +18,7 @@ from ..methods.base import Levelled
 from ..methods.compose import Methods
 from ..models.assemble import Assembly
 from ..models.modeling import SightlineForConditionalGeneration
-from .model import changes_forward, why_no_stock_trunk
+from .model import changes_forward, why_no_stock_trunk, why_not_stock
 
 
 def hold_constant(model: SightlineForConditionalGeneration, level: str) -> None:
@@ -31,9 +31,8 @@ def hold_constant(model: SightlineForConditionalGeneration, level: str) -> None:
     if levelled is None:
         raise SightlineError(f"level {level}: no method of this model has levels to hold. Leave --level out.")
     levelled.hold(level)
-    others = [method.name for method in model.model.methods.all if changes_forward(method) and method is not levelled]
-    reasons = [f"method '{name}' changes the forward pass" for name in others] + why_no_stock_trunk(model)
     if not constant_vectors(model, "the model"):
+        reasons = why_not_stock(model, without=levelled)
         raise SightlineError(
             f"level {level} is held for a stock llava checkpoint, and this model can be none: {'; '.join(reasons)}. "
             "Leave --level out."

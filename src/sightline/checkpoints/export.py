@@ -76,8 +76,7 @@ def export_model(
     """
     claim_empty(out, "the export")
     path = model_folder(path)
-    note = read_config(path).get("sightline") or {}
-    name = template or note.get("template")
+    name = template or template_of(read_config(path))
     if name is None:
         raise SightlineError(f"'{path}' does not say how turns become text. Name its template: --template vicuna_v1")
     turns = get_template(name)

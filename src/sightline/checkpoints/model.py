@@ -7,7 +7,7 @@ unexpected.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,14 @@ from ..models.processing import SightlineProcessor
 from .adapters import has_adapters, read_adapters, saves_as_adapters, write_adapters
 
 
-def why_not_stock(model: SightlineForConditionalGeneration) -> list[str]:
-    """What a stock `llava` checkpoint cannot express of this model; empty if it can express all of it."""
-    changing = [method.name for method in model.model.methods.all if changes_forward(method)]
+def why_not_stock(model: SightlineForConditionalGeneration, without: AlignmentMethod | None = None) -> list[str]:
+    """What a stock `llava` checkpoint cannot express of this model; empty if it can express all of it.
+
+    Args:
+        without: a method that does not count.
+    """
+    methods = [method for method in model.model.methods.all if method is not without]
+    changing = [method.name for method in methods if changes_forward(method)]
     return [f"method '{name}' changes the forward pass" for name in changing] + why_no_stock_trunk(model)
 
 
@@ -289,6 +294,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise SightlineError(f"the config.json of '{path}' names no model_type; it is not a model of transformers.")
     return config
+
+
+def template_of(config: Mapping[str, Any]) -> str | None:
+    """The template that a checkpoint's config names, where Sightline saved it."""
+    return (config.get("sightline") or {}).get("template")
 
 
 def check_loading(path: str | Path, info: dict[str, Iterable[Any]]) -> None:

@@ -74,11 +74,11 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
 
 def is_of(score: str, recipe: Recipe) -> bool:
     """Whether a recipe's model has what a score is of; levels, and a gate over them, not every model has."""
-    with torch.device("meta"):
-        levelled = build_methods(recipe.methods, Sizes(d_vision=8, d_llm=8, patches=16, tokens=16)).levelled
     gate = score.startswith(f"{Part.gate}/")
     if not gate and not score.startswith((f"{Part.levels}/", f"{Part.captions}/level/")):
         return True
+    with torch.device("meta"):
+        levelled = build_methods(recipe.methods, Sizes(d_vision=8, d_llm=8, patches=16, tokens=16)).levelled
     if levelled is None or (gate and not levelled.has_gate):
         return False
     named = [int(name) for name in score.split("/") if name.isascii() and name.isdecimal()]

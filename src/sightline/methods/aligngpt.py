@@ -46,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {"aligngpt_paper": {"text": "all", "dots": 
 class AlignGPTConfig(MethodConfig):
     """Options of AlignGPT."""
 
+    presets = PRESETS
     preset: Literal["aligngpt_paper"] | None = None
     """`aligngpt_paper` sets what was published where our defaults differ; options that are given stay."""
     levels: Annotated[int, Field(ge=2, le=255)] = 8
@@ -70,12 +71,6 @@ class AlignGPTConfig(MethodConfig):
     """Whether all pairs are ranked together, or those of each file."""
     similarity: str | None = None
     """A file with scores that are there already, instead of `sightline annotate --method aligngpt`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset_first(cls, values: Any) -> Any:
-        chosen = PRESETS.get(values.get("preset") or "", {}) if isinstance(values, dict) else {}
-        return {**chosen, **values} if chosen else values
 
     @field_validator("mode")
     @classmethod

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ..config import Recipe, Stage
@@ -158,6 +158,14 @@ class MethodConfig(BaseModel):
     """Base of a method's options: frozen, checked when made, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Options by the names that the option `preset` takes, of a method that has it; options that are given stay."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, values: Any) -> Any:
+        chosen = cls.presets.get(values.get("preset") or "", {}) if isinstance(values, dict) else {}
+        return {**chosen, **values} if chosen else values
 
 
 class AlignmentMethod(nn.Module, ABC):

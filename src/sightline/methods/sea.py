@@ -47,6 +47,7 @@ the only executable reading of its `tau = 0` beside `learnable`."""
 class SEAConfig(MethodConfig):
     """Options of SEA."""
 
+    presets = PRESETS
     preset: Literal["sea_paper"] | None = None
     """`sea_paper` sets what the paper says where our defaults differ; options that are given stay."""
     labels: str = ENCODER
@@ -83,14 +84,14 @@ class SEAConfig(MethodConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _preset_first(cls, values: Any) -> Any:
-        chosen = PRESETS.get(values.get("preset") or "", {}) if isinstance(values, dict) else {}
+    def _preset_fits(cls, values: Any) -> Any:
+        chosen = isinstance(values, dict) and (values.get("preset") or "") in PRESETS
         if chosen and values.get("extractor", "last") != "last" and "sign" not in values:
             raise ValueError(
                 "preset: sea_paper negates what the last layer gives, and extractor is another. Say the sign, too: 1, "
                 "-1 or auto"
             )
-        return {**chosen, **values} if chosen else values
+        return values
 
     @model_validator(mode="after")
     def _options_agree(self) -> "SEAConfig":

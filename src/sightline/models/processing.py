@@ -5,6 +5,7 @@ rows. After `import sightline`, `AutoProcessor` finds it, and its output goes in
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ..data.collate import collate
 from ..data.templates import IMAGE, get_template, read_spans
 from ..errors import SightlineError
 from ..methods.base import Sizes
-from ..methods.compose import build_methods
+from ..methods.compose import Methods, build_methods
 from .configuration import SightlineConfig
 from .hub import reason
 
@@ -55,23 +56,31 @@ class SightlineProcessor(ProcessorMixin):
         self.prefix_tokens = list(prefix_tokens)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
+    @cached_property
+    def built(self) -> Methods:
+        """The methods, without weights."""
+        with torch.device("meta"):
+            return build_methods(self.methods, self._sizes, self.prefix_tokens)
+
     @property
     def layout(self) -> "Processor":
-        """What lays out rows; the methods in it have no weights."""
+        """What lays out rows, in the template of the moment."""
         from ..data.processor import Processor  # late: its own import of transformers may be what imports this module
 
-        if self.sizes is None:
-            raise SightlineError("this processor knows no sizes of a model. Load the one that was saved with a model.")
-        with torch.device("meta"):
-            methods = build_methods(self.methods, Sizes(**self.sizes), self.prefix_tokens)
         return Processor(
             self.tokenizer,
             self.image_processor,
             get_template(self.template),
-            tokens_per_view=self.sizes["tokens"],
-            methods=methods,
+            tokens_per_view=self._sizes.tokens,
+            methods=self.built,
             max_length=10**9,
         )
+
+    @property
+    def _sizes(self) -> Sizes:
+        if self.sizes is None:
+            raise SightlineError("this processor knows no sizes of a model. Load the one that was saved with a model.")
+        return Sizes(**self.sizes)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """Inputs of `generate`, with `pixel_values` where there are images.
