@@ -20,7 +20,7 @@ from ..models.assemble import Assembly
 from ..models.processing import PROMPT_FIELDS
 from ..types import Turn
 from .bake import bake, constant_vectors, hold_constant
-from .model import load_model, model_folder, read_config, save_model
+from .model import load_model, model_folder, read_config, save_model, template_of
 
 ExportType = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[ExportType, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
