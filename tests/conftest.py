@@ -67,6 +67,12 @@ def tiny_joint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny VAE and denoiser of diffusers."""
+    return parts.build_diffusion(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a few small pictures, not all square, and LLaVA rows about them."""
     return parts.write_pictures(tmp_path_factory.mktemp("pictures"))

@@ -148,6 +148,39 @@ def build_joint(root: Path) -> dict[str, Path]:
     return folders
 
 
+def build_diffusion(root: Path) -> Path:
+    """A VAE and a denoiser, as the folders of a pipeline."""
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=1.5,
+        shift_factor=0.1,
+    ).save_pretrained(root / "vae")
+    denoiser = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+        pos_embed_max_size=8,
+    )
+    for weights in denoiser.parameters():
+        weights.data += 0.1 * torch.randn_like(weights)
+    denoiser.save_pretrained(root / "transformer")
+    return root
+
+
 def write_pictures(root: Path) -> Path:
     """Twelve pictures of one colour each, captions and questions about them as LLaVA rows, and a question file."""
     colours = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 180, 30)}

@@ -24,6 +24,7 @@ COMMANDS = [
     "export",
     "import",
     "report",
+    "reconstruct",
     "demo",
     "recipes",
     "world",

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sightline.methods.base import AlignmentMethod, InsertedTurn, LossSpec, MethodConfig, Needs, Sizes, Slot
+from sightline.methods.base import AlignmentMethod, InsertedTurn, LossSpec, MethodConfig, Needs, Sizes, Slot, Views
 from sightline.objectives.gather import gather_rows
 from sightline.types import IGNORE, Turn
 
@@ -15,6 +15,19 @@ from sightline.types import IGNORE, Turn
 class ToyConfig(MethodConfig):
     strength: float = 1.0
     turns: bool = True
+
+
+class Turned(Views):
+    """An image and the same upside down, as one."""
+
+    def count(self, size, side):
+        return 2
+
+    def cut(self, image, frame):
+        return [image, image.rotate(180)]
+
+    def tokens(self, size, side, per_view):
+        return per_view
 
 
 class Toy(AlignmentMethod):
@@ -35,8 +48,7 @@ class Toy(AlignmentMethod):
             columns=("toy/level",),
             slots=(Slot("<toy>", kind="toy/slot"),),
             kinds=("toy/answer",),
-            views=lambda image: [image.rotate(180)],
-            merges_views=True,
+            views=Turned(),
             edits=("patches", "embeds"),
             reshapes=("patches",),
             losses=(
@@ -48,7 +60,7 @@ class Toy(AlignmentMethod):
     def annotate(self, samples, tools: Any):
         return {"toy/level": {sample.id: torch.tensor(len(sample.id) % 4) for sample in samples}}
 
-    def edit(self, tap, x, batch):
+    def edit(self, tap, x, batch, kept):
         if tap == "patches":
             return x.unflatten(0, (-1, 2)).mean(1)
         slot = batch.kinds == self.kind_ids["toy/slot"]
@@ -95,7 +107,7 @@ class Nudge(AlignmentMethod):
     def needs(self) -> Needs:
         return Needs(edits=("visual",))
 
-    def edit(self, tap, x, batch):
+    def edit(self, tap, x, batch, kept):
         return x + self.vector
 
 
@@ -108,7 +120,7 @@ class Doubler(AlignmentMethod):
     def needs(self) -> Needs:
         return Needs(edits=("visual",))
 
-    def edit(self, tap, x, batch):
+    def edit(self, tap, x, batch, kept):
         return 2 * x
 
 

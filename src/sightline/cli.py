@@ -14,6 +14,7 @@ from .diagnostics.cli import diagnose
 from .diagnostics.lens_cli import lens
 from .errors import SightlineError
 from .export_cli import export, import_
+from .reconstruct_cli import reconstruct
 from .world.cli import app as world
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ app = typer.Typer(
     "write a recipe (`sightline recipes` lists the shipped ones), then `train`, `eval`, `ask`, `report`.",
 )
 app.add_typer(world, name="world")
-for command in (diagnose, lens, compare, export):
+for command in (diagnose, lens, reconstruct, compare, export):
     app.command()(command)
 app.command("import")(import_)
 
@@ -69,6 +70,14 @@ def train(
     text_tokens: Annotated[
         int | None, typer.Option(min=0, help="Text tokens of a row for the dry run; else counted or assumed.")
     ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Images for the dry run.",
+            metavar="WxH",
+            show_default="the tower's size; four crops for models that see several views",
+        ),
+    ] = None,
 ) -> None:
     """Run every stage of a recipe and save the model.
 
@@ -89,9 +98,13 @@ def train(
     if dry_run:
         from .plan.report import print_plan
 
-        print_plan(resolved, as_json=as_json, text_tokens=text_tokens)
+        print_plan(resolved, as_json=as_json, text_tokens=text_tokens, image=read_size(image_size))
         raise typer.Exit
-    for option, given in (("--json", as_json), ("--text-tokens", text_tokens is not None)):
+    for option, given in (
+        ("--json", as_json),
+        ("--text-tokens", text_tokens is not None),
+        ("--image-size", image_size is not None),
+    ):
         if given:
             raise SightlineError(f"{option} goes with --dry-run. Add it, or leave {option} out.")
     from .train import train as run
@@ -306,6 +319,20 @@ def recipes(
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         typer.echo(f"{name}  ({path})\n    {first.lstrip('# ')}")
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height as a user writes them, 672x448.
+
+    Raises:
+        SightlineError: for anything else.
+    """
+    if text is None:
+        return None
+    width, by, height = text.lower().partition("x")
+    if not (by and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise SightlineError(f"--image-size {text} is no size. Write width and height in pixels: 672x448")
+    return int(width), int(height)
 
 
 def weights(dtype: Precision) -> "torch.dtype":

@@ -95,6 +95,8 @@ class Example:
     pixel_values: Float[Tensor, "views 3 height width"]
     view_counts: Int[Tensor, " images"]
     visual_counts: Int[Tensor, " images"]
+    image_sizes: Int[Tensor, "images 2"]
+    """Height and width of each image, in pixels."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     patches: Float[Tensor, "cached patches d_vision"] = field(default_factory=no_patches)
     """What the tower gives for the views, where it was read from the feature store; `pixel_values` are empty then."""
@@ -119,6 +121,8 @@ class Batch:
     """Views of each image."""
     visual_counts: Int[Tensor, " num_images"]
     """Placeholders laid out for each image."""
+    image_sizes: Int[Tensor, "num_images 2"]
+    """Height and width of each image, in pixels."""
     image_counts: Int[Tensor, " batch"]
     """Images of each row."""
     columns: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -156,3 +160,5 @@ class Trace:
     hidden: Float[Tensor, "batch seq d_llm"]
     tower_states: Mapping[int, Tensor] = field(default_factory=dict)
     """Hidden states of the tower that methods asked for, by index: [views, tokens, d_tower], all tokens kept."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """What edits put aside for losses to read, as `method/name`."""

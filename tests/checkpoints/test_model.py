@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from sightline.checkpoints import load_model, save_model, why_not_stock
-from sightline.checkpoints.model import from_stock, model_folder, to_stock
+from sightline.checkpoints.model import model_folder
+from sightline.checkpoints.stock import from_stock, to_stock
 from sightline.data.collate import collate
 from sightline.data.templates import IMAGE, get_template
 from sightline.errors import SightlineError

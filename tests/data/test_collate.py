@@ -21,6 +21,7 @@ def example(name: str, ids: list[int], *, views: tuple[int, ...] = (), **columns
         pixel_values=torch.full((sum(views), 3, 2, 2), float(ids[0])),
         view_counts=torch.tensor(views, dtype=torch.long),
         visual_counts=torch.tensor([5 * v for v in views], dtype=torch.long),
+        image_sizes=torch.full((len(views), 2), 2),
         columns=columns,
     )
 
@@ -74,6 +75,6 @@ def test_moving_a_batch_moves_every_tensor():
     rows = [example("a", [1, VISUAL], views=(1,), words=torch.arange(2))]
     moved: Batch = collate(rows, pad_id=PAD_ID).to("meta")
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 11
+    assert len(tensors) == 12
     assert all(tensor.is_meta for tensor in [*tensors, *moved.columns["words"]])
     assert moved.ids == ("a",)

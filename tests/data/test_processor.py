@@ -11,9 +11,10 @@ from PIL import Image
 from tokenizers import pre_tokenizers, processors
 
 import parts
-from sightline.checkpoints.model import stock_processor
-from sightline.data.processor import Processor, output_size
+from sightline.checkpoints.stock import stock_processor
+from sightline.data.processor import Processor
 from sightline.data.templates import IMAGE, get_template, render
+from sightline.data.view import output_size
 from sightline.errors import SightlineError
 from sightline.methods.base import MethodConfig, Sizes
 from sightline.methods.compose import Methods

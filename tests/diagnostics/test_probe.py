@@ -1,15 +1,18 @@
 """A probe finds what was planted in the tokens, and nothing else."""
 
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from sightline.data.images import load_image
+from sightline.data.view import Sight
 from sightline.diagnostics.material import COVERED, Case, Material, TokenTruth
 from sightline.diagnostics.probe import linear_probe, measure_probe, token_labels
 from sightline.diagnostics.subject import Subject
 from sightline.errors import SightlineError
+from sightline.methods.base import OneView
 
 
 class Planted(Subject):
@@ -26,7 +29,7 @@ class Planted(Subject):
         self.planted = {"tokens": in_tokens, "patches": in_patches}
         self.calls = {"tokens": 0, "patches": 0}
 
-    image_processor = SimpleNamespace(do_resize=False, do_center_crop=False)
+    sight: Any = Sight(CLIPImageProcessorPil(do_resize=False, do_center_crop=False), OneView())
 
     @property
     def beside_grid(self):
@@ -72,7 +75,8 @@ def test_a_class_token_is_left_out_and_a_cut_image_refused(wide):
     plain, beside = (Planted(wide, {"colour"}, {"colour"}, before=before) for before in (0, 1))
     assert measure_probe(plain, wide, progress=False) == measure_probe(beside, wide, progress=False)
     cut = Planted(wide, {"colour"}, {"colour"})
-    cut.image_processor = SimpleNamespace(do_resize=False, do_center_crop=True, crop_size={"width": 48, "height": 48})
+    middle = CLIPImageProcessorPil(do_resize=False, crop_size={"width": 48, "height": 48})
+    cut.sight = Sight(middle, OneView())
     with pytest.raises(SightlineError, match="a model that sees whole images"):
         measure_probe(cut, wide, progress=False)
 

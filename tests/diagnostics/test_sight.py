@@ -1,14 +1,15 @@
 """Whether answers use the image, asked of models of which that is known."""
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from sightline.data.images import load_image
+from sightline.data.view import Sight
 from sightline.diagnostics.cause import Table, cross_table, measure_cause, nearest_word, odds_ratio, tokens_of, toward
 from sightline.diagnostics.material import Asked, Case, Material, TokenTruth
 from sightline.diagnostics.sight import (
@@ -22,6 +23,7 @@ from sightline.diagnostics.subject import Prompted, Seen, Subject
 from sightline.errors import SightlineError
 from sightline.evaluation.metrics import Z95
 from sightline.evaluation.questions import Question
+from sightline.methods.base import OneView
 
 COLOURS = ("red", "green", "blue", "pink")
 GREY = len(COLOURS)
@@ -38,7 +40,7 @@ class Known(Subject):
     """
 
     beside_grid = 0
-    image_processor = SimpleNamespace(do_resize=False, do_center_crop=False)
+    sight = Sight(CLIPImageProcessorPil(do_resize=False, do_center_crop=False), OneView())
 
     def __init__(self, *, blind: bool = False, first: bool = False, mistaken: float = 0.0) -> None:
         self.blind, self.first, self.mistaken = blind, first, mistaken

@@ -9,11 +9,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from sightline.data.view import Box, seen_box, seen_image
+from sightline.data.view import Box, Sight, seen_box
 from sightline.diagnostics.lens import grid_of
 from sightline.diagnostics.material import Case, TokenTruth
 from sightline.diagnostics.subject import truth_seen
 from sightline.errors import SightlineError
+from sightline.methods.base import OneView
 
 SQUARE = {"height": 32, "width": 32}
 PROCESSORS = {
@@ -33,7 +34,7 @@ def test_the_picture_is_what_the_tower_gets(name: str, size: tuple[int, int]):
     image = Image.fromarray(np.stack([x, y, 128 + 0 * x], axis=-1).astype(np.uint8))
     pixels = np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
     given = (pixels.transpose(1, 2, 0) * processor.image_std + processor.image_mean) * 255
-    drawn = np.asarray(seen_image(image, seen_box(processor, size), 32, processor), dtype=np.float64)
+    drawn = np.asarray(Sight(processor, OneView()).drawn(image, 32), dtype=np.float64)
     difference = np.abs(drawn - given).max(axis=-1)
     assert np.median(difference) < 2
     assert (difference > 12).mean() < 0.08  # at most a line of pixels, where padding begins within one
@@ -54,9 +55,9 @@ def test_cells_tile_the_box_and_know_padding():
 
 def test_truth_counts_only_where_the_whole_image_is_seen():
     case = Case("a", Path("a.png"), caption="", patches=(TokenTruth(("red",), -1, 0.0),) * 4)
-    assert len(truth_seen(PROCESSORS["crop"], case, (64, 64), 4)) == 4
-    assert truth_seen(PROCESSORS["resize larger, then crop"], case, (64, 64), 4) == ()
-    assert truth_seen(PROCESSORS["pad"], case, (64, 48), 4) == ()
+    assert len(truth_seen(Sight(PROCESSORS["crop"], OneView()), case, (64, 64), 4)) == 4
+    assert truth_seen(Sight(PROCESSORS["resize larger, then crop"], OneView()), case, (64, 64), 4) == ()
+    assert truth_seen(Sight(PROCESSORS["pad"], OneView()), case, (64, 48), 4) == ()
 
 
 def test_tokens_that_are_no_square_have_no_places():

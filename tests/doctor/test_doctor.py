@@ -20,7 +20,7 @@ from sightline.data.templates import TEMPLATES, get_template
 from sightline.doctor import images, models
 from sightline.doctor.look import look_at
 from sightline.doctor.report import Report
-from sightline.doctor.rows import RowReader, Views
+from sightline.doctor.rows import RowReader, VisualTokens
 from sightline.doctor.run import examine
 from sightline.models.assemble import assemble
 from sightline.train.run import start
@@ -347,8 +347,8 @@ def test_rows_in_batches_are_what_the_processor_gives(assembled, pictures, templ
     processor = assembly.processor(get_template(template), max_length=4096)
     source = open_source(pictures / "chats.json")
     rows = [(n, source.where(n), source[n]) for n in range(len(source))]
-    views = Views(processor, lambda _: None)
-    reader = RowReader(processor, seed=5, training=True, long_rows="raise", views=views)
+    visual = VisualTokens(processor, lambda _: None)
+    reader = RowReader(processor, seed=5, training=True, long_rows="raise", visual=visual)
     assert reader.read(rows) == []
     from sightline.data.order import generator
 
@@ -365,7 +365,9 @@ def test_an_end_that_is_not_learned_is_an_error(assembled, pictures, monkeypatch
     processor = assembled().processor(get_template("vicuna_v1"))
     source = open_source(pictures / "chats.json")
     rows = [(0, source.where(0), source[0])]
-    reader = RowReader(processor, seed=0, training=True, long_rows="raise", views=Views(processor, lambda _: None))
+    reader = RowReader(
+        processor, seed=0, training=True, long_rows="raise", visual=VisualTokens(processor, lambda _: None)
+    )
     decode = reader._backend
 
     class Backend:

@@ -88,9 +88,9 @@ def test_edits_fold_in_order(tiny: dict[str, Path], pictures: Path) -> None:
     batch = collate([rows_of(assembly_with(tiny), pictures)[(0, 0)]], pad_id=0)
     zeros = torch.zeros(16, 16)
     nudge, doubler = Nudge(MethodConfig(), SIZES), Doubler(MethodConfig(), SIZES)
-    torch.testing.assert_close(Methods([nudge, doubler]).edit("visual", zeros, batch), zeros + 0.2)
-    torch.testing.assert_close(Methods([doubler, nudge]).edit("visual", zeros, batch), zeros + 0.1)
-    assert Methods([nudge]).edit("hidden", zeros[None], batch).eq(0).all(), "only the taps it declares"
+    torch.testing.assert_close(Methods([nudge, doubler]).edit("visual", zeros, batch, {}), zeros + 0.2)
+    torch.testing.assert_close(Methods([doubler, nudge]).edit("visual", zeros, batch, {}), zeros + 0.1)
+    assert Methods([nudge]).edit("hidden", zeros[None], batch, {}).eq(0).all(), "only the taps it declares"
 
 
 def test_toy_trains_its_own_parts_and_its_losses_are_counted_apart(tiny: dict[str, Path], pictures: Path) -> None:

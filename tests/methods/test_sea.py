@@ -412,7 +412,7 @@ def test_labels_made_otherwise_are_refused(tiny_joint, tiny, pictures, tmp_path,
     if fit is not None:
         assert other.model is not None
         other = other.model_copy(update={"model": other.model.model_copy(update={"image_fit": fit})})
-    with pytest.raises(SightlineError, match="another transform has other labels"):
+    with pytest.raises(SightlineError, match="another transform has others"):
         train(other, quiet=True)
 
 

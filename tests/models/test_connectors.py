@@ -148,7 +148,7 @@ def test_save_load_generate(tiny: dict[str, Path], tmp_path: Path, name: str, vi
 
 
 def test_registers_are_counted_by_transformers_processor(assembled) -> None:
-    from sightline.checkpoints.model import stock_processor
+    from sightline.checkpoints.stock import stock_processor
 
     processor = stock_processor(assembled("registers"), VICUNA)
     text = processor.replace_image_token({"pixel_values": torch.zeros(1, 3, 32, 32)}, 0)

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import parts
-from sightline.checkpoints.model import to_stock, why_not_stock
+from sightline.checkpoints.stock import to_stock, why_not_stock
 from sightline.data.collate import collate
 from sightline.data.sources import read_llava_json
 from sightline.data.templates import get_template

@@ -99,6 +99,7 @@ def make_rows(rows: int, length: int, supervised: int, scale: int = 1) -> Batch:
         pixel_values=torch.rand(rows, 3, scale * SIDE, scale * SIDE),
         view_counts=one,
         visual_counts=one * TOKENS,
+        image_sizes=torch.full((rows, 2), SIDE),
         image_counts=one,
     )
 

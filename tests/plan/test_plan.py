@@ -194,7 +194,7 @@ def test_the_dry_run_on_the_command_line(monkeypatch, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [["--json"], ["--text-tokens", "10"]])
+@pytest.mark.parametrize("options", [["--json"], ["--text-tokens", "10"], ["--image-size", "9x9"]])
 def test_options_of_the_dry_run_alone_are_refused(monkeypatch, capsys, options):
     monkeypatch.setattr(sys, "argv", ["sightline", "train", "world", *options])
     with pytest.raises(SystemExit) as leaving:

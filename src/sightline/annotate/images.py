@@ -178,6 +178,29 @@ def _run(folder: Path, job: ImageJob, say: Callable[[str], None]) -> None:
     say(f"wrote {len(mine)} of {len(store.shards)} shards; training with this recipe reads them")
 
 
+def checked_store(folder: Path, sources: Sequence[Sequence[Sample]], absent: str, fix: str) -> Store:
+    """A store that holds something for every image of the rows, undamaged.
+
+    Args:
+        absent: what errors say is not there.
+        fix: the command that computes it.
+
+    Raises:
+        SightlineError: if it does not.
+    """
+    if not (folder / "provenance.json").is_file():
+        raise SightlineError(f"{absent}: there is no {folder}; another transform has others. {fix}")
+    store = Store(folder)
+    with reading_bar(f"looking for images in {folder}") as progress:
+        wanted, missing = sought(store, sources, progress)
+    if missing:
+        raise SightlineError(f"{absent}: {folder} lacks {len(missing):,} of them. {fix}")
+    with reading_bar(f"verifying {folder}") as progress:
+        if damaged := store.damaged(wanted, progress):
+            raise SightlineError(f"{damaged[0]} is damaged; what is in it is not used. {fix}")
+    return store
+
+
 def unique_images(job: ImageJob, say: Callable[[str], None]) -> dict[str, Place]:
     """The key of everything to compute, in order of first appearance, with its first place.
 

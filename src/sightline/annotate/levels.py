@@ -19,7 +19,7 @@ import numpy as np
 from ..data.store import Store
 from ..errors import SightlineError
 from ..methods.base import Setting
-from ..models.digest import pixel_facts
+from ..models.digest import sight_facts
 from ..progress import reading_bar
 from ..types import Sample
 from .images import ImageJob, run_images, world_size
@@ -128,7 +128,7 @@ class PairLevels:
             "format": FORMAT,
             "encoder": encoder_facts(self.encoder, "last"),
             "own tower": is_own_tower(self.encoder, self.setting),
-            "preprocess": pixel_facts(self.setting.assembly.image_processor),
+            **sight_facts(self.setting.assembly.sight),
         }
         return json.loads(json.dumps(facts, default=str))
 

@@ -78,7 +78,7 @@ class PairScoring(ImageWork):
             facts: what scores depend on beside image and caption.
         """
         self.batch, self.encoder, self.facts = BATCH, encoder, facts
-        self.processor = setting.assembly.image_processor
+        self.sight = setting.assembly.sight
         self.is_own, self.device = is_own_tower(encoder, setting), setting.device
         self.joint: JointEncoder = load_joint(encoder).to(self.device)
         self.text = TextSide(self.joint)
@@ -102,7 +102,7 @@ class PairScoring(ImageWork):
 
     def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
         texts = self.text.read("" if sample is None else caption(sample))
-        pixels = seen_pixels(image, self.processor, self.joint, own=self.is_own)
+        pixels = seen_pixels(image, self.sight, self.joint, own=self.is_own)
         pair = torch.tensor(int(key[:15], 16))  # 60 bits: what tells a pair from the next one
         return {**texts, "pixels": pixels.expand(len(texts["ids"]), -1, -1, -1), "pair": pair.expand(len(texts["ids"]))}
 

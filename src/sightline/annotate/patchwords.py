@@ -24,20 +24,18 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.order import Order
-from ..data.store import Store
-from ..data.view import seen_box, seen_image
+from ..data.view import Sight
 from ..data.words import word_list
 from ..errors import SightlineError
 from ..files import write_json, write_text
 from ..methods.base import Setting
 from ..models.backbones import location
-from ..models.digest import pixel_facts
+from ..models.digest import sight_facts
 from ..models.joint import Extractor, JointEncoder, load_joint
 from ..models.scales import resize
-from ..progress import reading_bar
 from ..types import Sample
 from .drawing import How, seed_of
-from .images import ImageJob, ImageWork, run_images, sought
+from .images import ImageJob, ImageWork, checked_store, run_images
 from .labels import DRAWN_VALUES, LABEL_VALUES, Drawn, Labels, id_type, packed, packed_draws
 from .nearest import WordTable
 from .sign import measure_signs
@@ -104,16 +102,7 @@ class PatchWords:
         absent = "SEA has no labels for the patches of this stage's images"
         if self.sign == "auto" and not self._sign_record().is_file():
             raise SightlineError(f"{absent}: none were made with this encoder, list and transform. {fix}")
-        if not (self.folder / "provenance.json").is_file():
-            raise SightlineError(f"{absent}: there is no {self.folder}; another transform has other labels. {fix}")
-        store = Store(self.folder)
-        with reading_bar(f"looking for labels in {self.folder}") as progress:
-            wanted, missing = sought(store, self.setting.sources, progress)
-        if missing:
-            raise SightlineError(f"{absent}: {self.folder} lacks {len(missing):,} of them. {fix}")
-        with reading_bar(f"verifying {self.folder}") as progress:
-            if damaged := store.damaged(wanted, progress):
-                raise SightlineError(f"{damaged[0]} is damaged; its labels are not used. {fix}")
+        store = checked_store(self.folder, self.setting.sources, absent, fix)
         return Labels(store) if self.drawn_epochs is None else Drawn(store, self.how)
 
     @cached_property
@@ -135,7 +124,7 @@ class PatchWords:
                     "format": FORMAT,
                     "encoder": encoder_facts(self.encoder, self.extractor),
                     "own tower": self.is_own,
-                    "preprocess": pixel_facts(self.setting.assembly.image_processor),
+                    **sight_facts(self.setting.assembly.sight),
                     "words": hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest(),
                     "templates": self.templates,
                     "top": self.top,
@@ -192,7 +181,7 @@ class Labelling(ImageWork):
         self.words, self.batch, self.sign = words, BATCH, 1
         self.id_type = id_type(len(vocabulary))
         self.grid, self.device = words.how.grid, words.setting.device
-        self.processor = words.setting.assembly.image_processor
+        self.sight = words.setting.assembly.sight
         self.joint: JointEncoder = load_joint(words.encoder, words.extractor).to(self.device)
         self.table = WordTable(self.joint.words(vocabulary, templates=words.templates, progress=True))
 
@@ -213,8 +202,8 @@ class Labelling(ImageWork):
         return 1
 
     def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
-        box, grid = seen_box(self.processor, image.size), self.grid
-        pixels = seen_pixels(image, self.processor, self.joint, own=self.words.is_own)
+        box, grid = self.sight.box(image.size), self.grid
+        pixels = seen_pixels(image, self.sight, self.joint, own=self.words.is_own)
         places = [divmod(place, grid) for place in range(grid**2)]
         inside = [not box.cell(row, column, grid).is_outside(image.size) for row, column in places]
         return {"pixels": pixels, "inside": torch.tensor([inside]), "seed": torch.tensor([seed_of(key)])}
@@ -255,18 +244,16 @@ def is_own_tower(encoder: str, setting: Setting) -> bool:
     return (setting.assembly.model.config.base or {}).get("vision") == location(encoder)
 
 
-def seen_pixels(image: Image.Image, image_processor: Any, joint: JointEncoder, *, own: bool) -> Tensor:
+def seen_pixels(image: Image.Image, sight: Sight, joint: JointEncoder, *, own: bool) -> Tensor:
     """What the model sees of an image, as an encoder takes it: [1, 3, side, side].
 
     Args:
         own: whether the encoder is the model's own tower.
     """
     if own:
-        large = image_processor([image], return_tensors="pt")["pixel_values"].float()
+        large = sight.image_processor([sight.first(image)], return_tensors="pt")["pixel_values"].float()
         return resize(large, joint.image_size)  # of several scales the base, whose grid it is
-    box = seen_box(image_processor, image.size)
-    seen = seen_image(image, box, joint.image_size, image_processor, pixelated=False)
-    return normalised(seen, joint.image_processor)
+    return normalised(sight.drawn(image, joint.image_size, pixelated=False), joint.image_processor)
 
 
 def normalised(image: Image.Image, image_processor: Any) -> Tensor:

@@ -18,7 +18,7 @@ from ..methods.base import Levelled
 from ..methods.compose import Methods
 from ..models.assemble import Assembly
 from ..models.modeling import SightlineForConditionalGeneration
-from .model import changes_forward, why_no_stock_trunk, why_not_stock
+from .stock import changes_forward, why_no_stock_trunk, why_not_stock
 
 
 def hold_constant(model: SightlineForConditionalGeneration, level: str) -> None:

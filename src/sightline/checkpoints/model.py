@@ -1,7 +1,8 @@
 """A finished model on disk, as the simplest standard model that can express it.
 
-A model whose methods leave nothing behind at inference is a stock `llava` checkpoint with its processor and chat
-template: transformers loads it without Sightline. What stock LLaVA cannot express is saved as our registered class.
+A model whose methods leave nothing behind at inference is a stock `llava` checkpoint (`llava_next` with any-resolution,
+see `stock`) with its processor and chat template: transformers loads it without Sightline. What these cannot express is
+saved as our registered class.
 A model with adapters is saved as those, over its base (see `adapters`). Every load checks that no weight is missing or
 unexpected.
 """
@@ -14,61 +15,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from .. import __version__
-from ..data.prefix import prefix_text
 from ..data.templates import Template, to_jinja
 from ..errors import SightlineError
 from ..files import atomic_folder
-from ..methods.base import AlignmentMethod
-from ..methods.compose import Methods, build_methods
+from ..methods.compose import build_methods
 from ..models.adapters import plain_state
 from ..models.assemble import Assembly
-from ..models.backbones import location
-from ..models.configuration import SightlineConfig, prefix_of, select_of, spec, stock_strategy
-from ..models.connectors import LinearConnector, StockConnector, build_connector
+from ..models.backbones import fit_image_processor, location
 from ..models.hub import UNREADABLE, found, load_weights, quiet, reason, weight_name
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.processing import SightlineProcessor
 from .adapters import has_adapters, read_adapters, saves_as_adapters, write_adapters
-
-
-def why_not_stock(model: SightlineForConditionalGeneration, without: AlignmentMethod | None = None) -> list[str]:
-    """What a stock `llava` checkpoint cannot express of this model; empty if it can express all of it.
-
-    Args:
-        without: a method that does not count.
-    """
-    methods = [method for method in model.model.methods.all if method is not without]
-    changing = [method.name for method in methods if changes_forward(method)]
-    return [f"method '{name}' changes the forward pass" for name in changing] + why_no_stock_trunk(model)
-
-
-def why_no_stock_trunk(model: SightlineForConditionalGeneration) -> list[str]:
-    """What a stock `llava` checkpoint cannot express of this model's tower and connector."""
-    reasons = []
-    if not isinstance(model.model.multi_modal_projector, StockConnector):
-        reasons.append(f"connector '{model.config.connector}' is none of LLaVA's")
-    if (scales := model.config.vision_scales) is not None:
-        reasons.append(f"its tower sees an image at scales {scales}, and LLaVA's sees it at one")
-    tower = spec(model.config)
-    if stock_strategy(tower, model.config.vision_select) is None:
-        reasons.append(f"its tower puts {tower.prefix} tokens before the patches, and LLaVA can only drop one")
-    return reasons
-
-
-def changes_forward(method: AlignmentMethod) -> bool:
-    """Whether a model is another one with this method than without it, once it is trained."""
-    kept = any(not name.startswith("train_only.") for name, _ in method.named_parameters())
-    return bool(kept or method.needs.edits or method.needs.slots or method.needs.views)
+from .stock import STOCK, changes_forward, from_stock, stock_processor, to_stock, why_not_stock
 
 
 def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
@@ -96,8 +58,10 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
         ids = model.config.slot_token_ids or {}
         note["prefix_tokens"] = {token: ids[token] for token in model.config.prefix_tokens}
     methods = model.config.methods
-    if not any(map(changes_forward, model.model.methods.all)):
-        model.config.methods = []  # they served training alone
+    pairs = zip(methods or [], model.model.methods.all, strict=True)
+    model.config.methods = [
+        record for record, method in pairs if changes_forward(method)
+    ]  # others serve training alone
     try:
         with quiet(), atomic_folder(path) as folder:
             if adapted:
@@ -132,98 +96,6 @@ def _save_own(model: SightlineForConditionalGeneration, folder: Path, note: dict
         model.config.base = base
 
 
-def to_stock(model: SightlineForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """The same model, sharing its weights, as transformers' own class. Adapters are folded in."""
-    values = model.config.to_dict()
-    for ours in (
-        "connector",
-        "shuffle_factor",
-        "pooled_grid",
-        "vision_select",
-        "vision_scales",
-        "methods",
-        "slot_token_ids",
-        "prefix_tokens",
-        "base",
-        "model_type",
-        "architectures",
-        "sightline",
-    ):
-        values.pop(ours, None)
-    config = LlavaConfig(
-        **{**values, "vision_config": model.config.vision_config, "text_config": model.config.text_config}
-    )
-    if model.config.connector == "linear":
-        config.projector_hidden_act = "linear"
-    if config.vision_feature_layer == 0:
-        config.vision_feature_layer = [0]  # transformers takes a bare 0 for "no hidden states" and fails
-    with torch.device("meta"):
-        stock = LlavaForConditionalGeneration(config)
-    prefix = "model.multi_modal_projector."
-    state = {k: v for k, v in plain_state(model).items() if not k.startswith((prefix, "model.methods."))}
-    connector = model.model.multi_modal_projector
-    assert isinstance(connector, StockConnector), "why_not_stock names every other one"
-    state |= {prefix + k: v for k, v in connector.stock_state().items()}
-    stock.load_state_dict(state, assign=True, strict=True)
-    stock.tie_weights()
-    _take_buffers(stock, model)
-    stock.generation_config = model.generation_config
-    return stock.eval()
-
-
-def from_stock(stock: LlavaForConditionalGeneration) -> SightlineForConditionalGeneration:
-    """A stock LLaVA model, sharing its weights, as ours."""
-    values = stock.config.to_dict()
-    note = values.pop("sightline", None) or {}
-    for key in ("model_type", "architectures"):
-        values.pop(key, None)
-    values |= {"vision_config": stock.config.vision_config, "text_config": stock.config.text_config}
-    projector = stock.model.multi_modal_projector.state_dict()
-    connector = note.get("connector", "mlp")
-    if connector == "linear" and not LinearConnector.expresses(projector):
-        connector = "mlp"  # trained on by others, as the two layers that the checkpoint shows
-    values |= prefix_of(note)
-    config = SightlineConfig(**values, connector=connector, vision_select=select_of(stock.config), methods=[])
-    with torch.device("meta"):
-        model = SightlineForConditionalGeneration(config)
-    model.model.vision_tower = stock.model.vision_tower
-    model.model.language_model = stock.model.language_model
-    fresh = build_connector(config)
-    assert isinstance(fresh, StockConnector)
-    fresh.load_stock_state(projector)
-    model.model.multi_modal_projector = fresh
-    model.model.methods = Methods(prefix_tokens=config.prefix_tokens or ())
-    model.lm_head = stock.lm_head
-    model.generation_config = stock.generation_config
-    return model
-
-
-def stock_processor(assembly: Assembly, template: Template) -> LlavaProcessor:
-    """transformers' processor for this model: what a server needs to feed it as it was trained.
-
-    It counts an image's tokens as squares of `patch_size` plus others. Where a connector gives another number, a tower
-    has registers, or an image has several scales, the whole image is its one square, and the rest are others: the sum
-    is right.
-    """
-    config, tokens = assembly.model.config, assembly.model.model.sizes.tokens
-    tower = spec(config)
-    counted, strategy = (tower.patch_size, tower.prefix), config.vision_feature_select_strategy
-    side = config.pixels_side
-    if (side // tower.patch_size) ** 2 + tower.prefix - (strategy == "default") != tokens:
-        counted, strategy = (side, tokens - 1), "full"
-    tokenizer = assembly.tokenizer
-    tokenizer.padding_side = "left"
-    tokenizer.init_kwargs["padding_side"] = "left"  # what is saved; the attribute alone is not
-    return LlavaProcessor(
-        image_processor=assembly.image_processor,
-        tokenizer=tokenizer,
-        patch_size=counted[0],
-        vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=counted[1],
-        chat_template=to_jinja(template, prefix_text(tokenizer, template, config.prefix_tokens or [])),
-    )
-
-
 def own_processor(assembly: Assembly, template: Template) -> SightlineProcessor:
     """The processor to save with a model that is saved as our class."""
     return SightlineProcessor(
@@ -249,7 +121,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Assembly
     path = model_folder(path)
     config = read_config(path)
     kind = config["model_type"]
-    classes = {"sightline": SightlineForConditionalGeneration, "llava": LlavaForConditionalGeneration}
+    classes = {"sightline": SightlineForConditionalGeneration, **STOCK}
     if kind not in classes:
         raise SightlineError(f"'{path}' is a model of type '{kind}'; Sightline loads {', '.join(classes)}.")
     if has_adapters(path):
@@ -259,12 +131,14 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> Assembly
     else:
         model, info = found(lambda: load_weights(classes[kind], path, dtype), path)
         check_loading(path, info)
-        model = from_stock(model) if kind == "llava" else model
+        model = from_stock(model) if kind in STOCK else model
         begin_train_only(model, info["missing_keys"])
         own_head(model)
         model.config.base = {"model": location(path)}
     tokenizer = found(lambda: AutoTokenizer.from_pretrained(path), path)
-    image_processor = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), path)
+    image_processor: Any = found(lambda: AutoImageProcessor.from_pretrained(path, backend="pil"), path)
+    if isinstance(image_processor, LlavaNextImageProcessorPil):  # which would cut every view into views again
+        image_processor = fit_image_processor(str(path), image_processor, model.config.tower, "pad")
     return Assembly(model.eval(), tokenizer, image_processor)
 
 
@@ -325,8 +199,11 @@ def begin_train_only(model: SightlineForConditionalGeneration, missing: Iterable
     inside = "model.methods."
     names = [str(key).removeprefix(inside) for key in missing if ".train_only." in str(key)]
     if names:
-        fresh = build_methods(model.config.methods or [], model.model.sizes).state_dict()
-        state = model.model.methods.state_dict()
+        built = build_methods(model.config.methods or [], model.model.sizes)
+        for method in built.all:
+            if any(name.startswith(f"{method.name}.") for name in names):
+                method.load_pretrained()
+        fresh, state = built.state_dict(), model.model.methods.state_dict()
         for name in names:
             state[name].copy_(fresh[name])
 
@@ -344,12 +221,3 @@ def own_head(model: SightlineForConditionalGeneration) -> None:
     head.weight[ids] = 0
     model.lm_head = head
     model.config.tie_word_embeddings = model.config.llm.tie_word_embeddings = False
-
-
-def _take_buffers(to: torch.nn.Module, source: torch.nn.Module) -> None:
-    """Give `to`, built on the meta device, the buffers that no state dict carries (rotary frequencies)."""
-    have = dict(source.named_buffers())
-    for name, buffer in list(to.named_buffers()):
-        if buffer.is_meta:
-            parent, _, leaf = name.rpartition(".")
-            to.get_submodule(parent).register_buffer(leaf, have[name], persistent=False)

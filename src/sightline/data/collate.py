@@ -33,6 +33,7 @@ def collate(examples: Sequence[Example], *, pad_id: int, side: Literal["left", "
         pixel_values=torch.cat([e.pixel_values for e in examples]),
         view_counts=torch.cat([e.view_counts for e in examples]),
         visual_counts=torch.cat([e.visual_counts for e in examples]),
+        image_sizes=torch.cat([e.image_sizes for e in examples]),
         image_counts=torch.tensor([len(e.view_counts) for e in examples]),
         patches=torch.cat([e.patches for e in examples]),
         columns={name: tuple(e.columns[name] for e in examples) for name in examples[0].columns},

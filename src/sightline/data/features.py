@@ -34,8 +34,8 @@ class Features:
         self.store = store
         self.none = torch.zeros(0, *shape, dtype=dtype)
 
-    def __call__(self, source: ImageSource) -> Float[Tensor, "views patches d_vision"]:
-        """The features of an image's views.
+    def __call__(self, source: ImageSource) -> tuple[Float[Tensor, "views patches d_vision"], tuple[int, int]]:
+        """The features of an image's views, and its width and height.
 
         Raises:
             ImageError: if the image is not there, or could not be decoded when its features were to be computed.
@@ -45,19 +45,20 @@ class Features:
         if key is None:
             load_image(source)
         try:
-            patches = self.store.read(key or "")["patches"]
+            found = self.store.read(key or "")
         except KeyError:
             raise SightlineError(
                 f"image {image_name(source)} is not in {self.store.folder}: it was changed after this stage began, and "
                 "its old features are not used. Run sightline annotate again, then train."
             ) from None
-        if not len(patches):
+        if not len(found["patches"]):
             load_image(source)
             raise ImageError(
                 f"image {image_name(source)} could not be decoded when {self.store.folder} was written, and now it "
                 "can. Remove that folder, and run sightline annotate again."
             )
-        return patches
+        width, height = found["size"][0].tolist()
+        return found["patches"], (width, height)
 
 
 def image_key(source: ImageSource) -> str | None:

@@ -9,7 +9,7 @@ feeds it (tested).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,11 +18,24 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..errors import LongRowError, SightlineError
+from ..methods.base import Size
 from ..methods.compose import Methods
 from ..types import ANSWER, IGNORE, PROMPT, VISUAL, Example, ImageSource, Sample, Turn, no_patches
 from .features import Features
 from .images import blank_like, load_image
 from .templates import IMAGE, Span, Template, render
+from .view import Frame
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images of a row as the tower sees them, or what it gives for them."""
+
+    pixels: Tensor
+    patches: Tensor
+    counts: list[int]
+    """Views of each image."""
+    sizes: list[Size]
 
 
 class Processor:
@@ -82,6 +95,7 @@ class Processor:
             raise SightlineError("the tokenizer has no pad token, so rows could not share a batch. Set `pad_token`.")
         self.pad_id = int(str(tokenizer.pad_token_id))
         self.image_token_id = _token_id(tokenizer, IMAGE)
+        self.frame = Frame.of(image_processor)
         self.slot_token_ids = {slot.token: _token_id(tokenizer, slot.token) for slot in self.methods.slots}
 
     def __call__(
@@ -124,9 +138,9 @@ class Processor:
     ) -> Example:
         """A rendered text with its images as tokens. In a prompt, earlier answers are part of the prompt."""
         input_ids, owners = self._tokenise(name, text, spans)
-        pixel_values, patches, view_counts = self._views(images)
-        views = np.ones_like(view_counts) if self.methods.merges_views else view_counts
-        visual_counts = views * self.tokens_per_view
+        seen = self._see(images)
+        tokens = [self.methods.views.tokens(size, self.frame.side, self.tokens_per_view) for size in seen.sizes]
+        visual_counts = np.asarray(tokens, dtype=np.int64)
 
         places = np.flatnonzero(input_ids == self.image_token_id)
         if len(places) != len(visual_counts):
@@ -171,11 +185,12 @@ class Processor:
             kinds=torch.from_numpy(kinds),
             turn_ids=torch.from_numpy(turn_ids),
             prompt_mask=torch.from_numpy(prompt_mask),
-            pixel_values=pixel_values,
-            view_counts=torch.from_numpy(view_counts),
+            pixel_values=seen.pixels,
+            view_counts=torch.tensor(seen.counts, dtype=torch.long),
             visual_counts=torch.from_numpy(visual_counts),
+            image_sizes=torch.tensor(seen.sizes, dtype=torch.long).view(-1, 2).flip(1),
             columns=columns or {},
-            patches=patches,
+            patches=seen.patches,
         )
 
     def _tokenise(self, name: str, text: str, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
@@ -204,33 +219,26 @@ class Processor:
             )
         return ids, owners
 
-    def _views(self, images: Sequence[ImageSource]) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Pixels of all views of the row's images, packed, or their features instead; and the views of each image."""
+    def _see(self, images: Sequence[ImageSource]) -> "Seen":
+        """What the tower sees of the row's images, packed; or what it gives for that."""
         if self.features is not None:
             each = [self.features(source) for source in images]
-            counts = np.asarray([len(patches) for patches in each], dtype=np.int64)
-            return self.pixels([]), torch.cat([self.features.none, *each]), counts
-        counts, views = [], []
-        for source in images:
-            image = load_image(source)
-            mine = self.methods.views(blank_like(image) if self.blank_images else image)
-            counts.append(len(mine))
-            views += mine
-        return self.pixels(views), no_patches(), np.asarray(counts, dtype=np.int64)
+            patches = torch.cat([self.features.none, *(patches for patches, _ in each)])
+            return Seen(self.pixels([]), patches, [len(patches) for patches, _ in each], [size for _, size in each])
+        loaded = [load_image(source) for source in images]
+        cut = [self.cut(blank_like(image) if self.blank_images else image) for image in loaded]
+        pixels = self.pixels([view for views in cut for view in views])
+        return Seen(pixels, no_patches(), [len(views) for views in cut], [image.size for image in loaded])
+
+    def cut(self, image: Image.Image) -> list[Image.Image]:
+        """The views of an image."""
+        return self.methods.views.cut(image, self.frame)
 
     def pixels(self, views: Sequence[Image.Image]) -> Tensor:
         """Views as the tower takes them."""
         if views:
             return self.image_processor(list(views), return_tensors="pt")["pixel_values"].float()
-        height, width = output_size(self.image_processor)
-        return torch.zeros(0, 3, height, width)
-
-
-def output_size(image_processor: Any) -> tuple[int, int]:
-    """Height and width of the pixels that an image processor gives."""
-    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-    side = size.get("shortest_edge")
-    return (side, side) if side else (size["height"], size["width"])
+        return torch.zeros(0, 3, self.frame.side, self.frame.side)
 
 
 def has_token(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:

@@ -7,9 +7,31 @@ tokens is laid. Where the box reaches beyond the image, the model sees padding.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from ..methods.base import Views
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What an image processor makes views to: their size, and how it resizes."""
+
+    side: int
+    """Pixels along a view."""
+    colour: Colour
+    """The mean that the tower was trained on, for what is not image."""
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+
+    @classmethod
+    def of(cls, image_processor: Any) -> "Frame":
+        """Colours are rounded down, as LLaVA's own processor does."""
+        red, green, blue = (int(255 * channel) for channel in image_processor.image_mean)
+        return cls(output_size(image_processor)[0], (red, green, blue), Image.Resampling(image_processor.resample))
 
 
 @dataclass(frozen=True)
@@ -38,6 +60,39 @@ class Box:
         return not (0 <= x <= size[0] and 0 <= y <= size[1])
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What a model is shown of an image in its first view: all that it sees of it. It can be pickled."""
+
+    image_processor: Any
+    views: "Views"
+
+    @property
+    def frame(self) -> Frame:
+        return Frame.of(self.image_processor)
+
+    def box(self, size: tuple[int, int]) -> Box:
+        """The part of an image of (width, height) that the first view shows."""
+        return self.views.box(size, self.frame.side) or seen_box(self.image_processor, size)
+
+    def first(self, image: Image.Image) -> Image.Image:
+        """The first view, for the image processor."""
+        return self.views.cut(image, self.frame)[0]
+
+    def drawn(self, image: Image.Image, side: int, *, pixelated: bool = True) -> Image.Image:
+        """The first view, `side` pixels wide and high, of an image that may be finer; see `seen_image`."""
+        frame = self.frame
+        pads = getattr(self.image_processor, "do_pad", False) or self.views.box(image.size, frame.side) is not None
+        return seen_image(image, self.box(image.size), side, frame.colour if pads else (0, 0, 0), pixelated=pixelated)
+
+
+def output_size(image_processor: Any) -> tuple[int, int]:
+    """Height and width of the pixels that an image processor gives."""
+    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    side = size.get("shortest_edge")
+    return (side, side) if side else (size["height"], size["width"])
+
+
 def seen_box(image_processor: Any, size: tuple[int, int]) -> Box:
     """The box that an image processor of CLIP's, LLaVA's, SigLIP's or DINOv2's kind makes its pixels of.
 
@@ -62,14 +117,13 @@ def seen_box(image_processor: Any, size: tuple[int, int]) -> Box:
     return Box(left, top, left + width, top + height)
 
 
-def seen_image(image: Image.Image, box: Box, side: int, image_processor: Any, *, pixelated: bool = True) -> Image.Image:
+def seen_image(image: Image.Image, box: Box, side: int, colour: Colour, *, pixelated: bool = True) -> Image.Image:
     """What the model sees, `side` pixels wide and high: finer than the tower takes it where the image is finer.
 
     Args:
+        colour: of what lies beyond the image.
         pixelated: keep the pixels of an image that is enlarged four times or more apart, to look at them.
     """
-    mean = image_processor.image_mean
-    colour = tuple(int(255 * channel) for channel in mean) if getattr(image_processor, "do_pad", False) else (0, 0, 0)
     canvas = Image.new("RGB", (side, side), colour)
     across, down = side / (box.right - box.left), side / (box.bottom - box.top)
     inside = (max(box.left, 0), max(box.top, 0), min(box.right, image.width), min(box.bottom, image.height))

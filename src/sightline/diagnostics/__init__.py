@@ -10,6 +10,7 @@ cause       whether a wrong word at a token is why an answer is wrong
 probe       what can be read from the tokens
 kept        what the language model still knows
 captions    what captions name, right and wrong, as the model is and at each of its levels
+information how well a picture can be drawn again from its visual tokens
 levels      the vectors of a model's levels, and how its gate weighs them, where it has some (AlignGPT)
 """
 
@@ -31,3 +32,5 @@ class Part(StrEnum):
     """Of models that have levels."""
     gate = "gate"
     """Of models whose levels have a gate."""
+    information = "information"
+    """Fits a decoder for a minute or more, so it is measured where it is asked for by name."""

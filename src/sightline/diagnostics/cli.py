@@ -53,6 +53,9 @@ def diagnose(
 
     - *captions*: how many things captions name that are there, and that are not; at each level, with AlignGPT
 
+    - *information*: how well a picture can be drawn again from its visual tokens, by a decoder that is fitted now; it
+    takes minutes, and is measured where `--only information` asks for it
+
     - *levels*, *gate*: with AlignGPT, how far apart the levels are, and how the gate weighs them by type of question
 
     Each score comes with its 95% interval and, for the small world, beside those of models known to be good, untrained

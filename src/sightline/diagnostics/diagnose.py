@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from ..data.images import load_image
 from ..errors import ImageError, SightlineError, did_you_mean
 from ..evaluation.metrics import Estimate
 from ..files import write_json
@@ -15,6 +18,7 @@ from . import Part
 from .captions import measure_captions
 from .cause import measure_cause
 from .geometry import measure_geometry
+from .information import measure_information
 from .kept import measure_kept
 from .levels import measure_gate, measure_levels
 from .material import Material, take
@@ -116,6 +120,7 @@ def diagnose(
             "" if material.has_things else "no truth about the things in its pictures",
             lambda: measure_captions(subject, replace(material, cases=material.cases[:CAPTIONS]), progress=progress),
         ),
+        Part.information: ("", lambda: measure_information(subject, *fitted_and_asked(material), progress=progress)),
         Part.levels: ("", lambda: measure_levels(subject)),
         Part.gate: (
             "" if asked else "no questions about images",
@@ -144,10 +149,21 @@ def diagnose(
     return Diagnosis(name, material.name, scores, missing)
 
 
+def fitted_and_asked(material: Material) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Images to fit a decoder on, and those that it draws: every second one where the material has no others."""
+    cases = [case.image for case in material.cases]
+    known, asked = (material.known, cases) if material.known else (cases[::2], cases[1::2])
+    return [load_image(path) for path in known], [load_image(path) for path in asked]
+
+
 def parts_of(subject: Subject) -> tuple[Part, ...]:
-    """What can be measured of a model: levels and a gate only of one that has them."""
+    """What is measured of a model unless parts are named: levels and a gate only of one that has them."""
     levelled = subject.levelled
-    has = {Part.levels: levelled is not None, Part.gate: levelled is not None and levelled.has_gate}
+    has = {
+        Part.levels: levelled is not None,
+        Part.gate: levelled is not None and levelled.has_gate,
+        Part.information: False,
+    }
     return tuple(part for part in Part if has.get(part, True))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.view import seen_box, seen_image
 from ..errors import SightlineError
 from .material import Case
 from .subject import Subject
@@ -91,7 +90,7 @@ def look(subject: Subject, image: Image.Image, words: Sequence[str], *, case: Ca
     grid = grid_of(len(on_grid))
     near, scores = nearest_words(on_grid, subject.words(words), top=top)
     truth = subject.truth(case, image, visual) if case is not None else ()
-    box = seen_box(subject.image_processor, image.size)
+    box = subject.sight.box(image.size)
     cells = []
     for token, (numbers, cosines) in enumerate(zip(near.tolist(), scores.tolist(), strict=True)):
         best = tuple((words[number], cosine) for number, cosine in zip(numbers, cosines, strict=True))
@@ -99,7 +98,7 @@ def look(subject: Subject, image: Image.Image, words: Sequence[str], *, case: Ca
         known = bool(set(true) & set(words))
         place = box.cell(*divmod(token, grid), grid)
         cells.append(Cell(best, true, best[0][0] in true if known else None, place.is_outside(image.size)))
-    picture = seen_image(image, box, grid * max(CELL, -(-SIDE // grid)), subject.image_processor)
+    picture = subject.sight.drawn(image, grid * max(CELL, -(-SIDE // grid)))
     return Lens(picture, grid, tuple(cells), len(words))
 
 

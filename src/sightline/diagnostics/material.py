@@ -15,6 +15,8 @@ from ..evaluation.questions import Question, read_questions
 
 PLATES = ("sign", "card")
 """What carries a letter in the small world; everything else in it is a shape in a colour."""
+KNOWN = 1000
+"""Images of the `train` split that material of a world has beside its own."""
 COVERED = 0.2
 """Fraction of a token that an item covers for the token to count as the item's; a small ring covers little more."""
 
@@ -85,6 +87,8 @@ class Material:
     """Candidates for the word of a visual token."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The words of each attribute (colour, shape, ...), of which at most one is true of a visual token."""
+    known: tuple[Path, ...] = ()
+    """Other images, for what must be fitted on some and asked about others."""
     asked: Mapping[str, Asked] = field(default_factory=dict)
     """By the id of a question: the one item that it is about, where there is one and it is known."""
 
@@ -132,6 +136,7 @@ def read_world(folder: Path, *, split: str = "validation", most: int = 300) -> M
         text_questions=tuple(read_questions(told, root)) if told.exists() else (),
         words=tuple(words),
         groups={name: tuple(group) for name, group in groups.items()},
+        known=tuple(sorted((root / "train").glob("*"))[:KNOWN]),
         asked=asked,
     )
 

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from ..data.view import seen_box
+from ..data.view import Sight
 from ..data.words import inside_a_sentence
 from ..errors import SightlineError
 from ..generation import Assistant
-from ..methods.base import Levelled
+from ..methods.base import Levelled, OneView
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.towers import tower_spec
 from ..types import Batch, Trace
@@ -102,6 +102,12 @@ class Subject:
         return self.assistant.prompts.processor.image_processor
 
     @property
+    def sight(self) -> Sight:
+        """What the model is first shown of an image."""
+        ours = isinstance(self.model, SightlineForConditionalGeneration)
+        return Sight(self.image_processor, self.model.model.methods.views if ours else OneView())
+
+    @property
     def beside_grid(self) -> int:
         """Visual tokens of an image that stand before its grid: a class token, registers, if they are taken."""
         config = self.model.config
@@ -115,7 +121,7 @@ class Subject:
 
     def truth(self, case: Case, image: Image.Image, visual: Float[Tensor, "tokens d"]) -> tuple[TokenTruth, ...]:
         """What each token of an image's grid shows; empty where that is not known, or the model sees but a part."""
-        return truth_seen(self.image_processor, case, image.size, len(self.grid(visual)))
+        return truth_seen(self.sight, case, image.size, len(self.grid(visual)))
 
     @property
     def ends(self) -> list[int]:
@@ -169,6 +175,7 @@ class Subject:
             inputs["attention_mask"],
             inputs.get("pixel_values"),
             inputs.get("view_counts"),
+            inputs.get("image_sizes"),
             **{name: inputs.get(name) for name in ("kinds", "turn_ids", "prompt_mask")},
         )
         return self.model.model.trace(batch, use_cache=False)[0], batch
@@ -313,14 +320,14 @@ def greedy(
     return torch.stack(new, dim=1)
 
 
-def truth_seen(image_processor: Any, case: Case, size: tuple[int, int], tokens: int) -> tuple[TokenTruth, ...]:
+def truth_seen(sight: Sight, case: Case, size: tuple[int, int], tokens: int) -> tuple[TokenTruth, ...]:
     """What each token of an image's grid shows; empty where that is not known, or the model sees but a part of it.
 
     Args:
         size: width and height of the image.
         tokens: of the grid.
     """
-    return case.truth_of(tokens) if seen_box(image_processor, size).is_whole(size) else ()
+    return case.truth_of(tokens) if sight.box(size).is_whole(size) else ()
 
 
 def positions(attention_mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:

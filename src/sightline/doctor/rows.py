@@ -69,12 +69,14 @@ class Laid:
 class RowReader:
     """Lays out rows for one processor, in batches."""
 
-    def __init__(self, processor: Processor, *, seed: int, training: bool, long_rows: str, views: "Views") -> None:
+    def __init__(
+        self, processor: Processor, *, seed: int, training: bool, long_rows: str, visual: "VisualTokens"
+    ) -> None:
         self.processor = processor
         self.seed = seed
         self.training = training
         self.long_rows = long_rows
-        self.views = views
+        self.visual = visual
         self.budget = Budget()
         self.left = 0
         """Rows whose images decode and that fit, shortened if that is the policy."""
@@ -160,7 +162,7 @@ class RowReader:
             message = f"nothing in it is supervised under template '{processor.template.name}': it would train nothing."
             found.append(Finding("error", "coverage/none", place, message, "Give it an answer, or remove it."))
         fits = length <= processor.max_length or self._can_be_shortened(row)
-        self.left += fits and all(self.views.decodes(image) for image in row.sample.images)
+        self.left += fits and all(self.visual.decodes(image) for image in row.sample.images)
         if length > processor.max_length:
             found.append(self._too_long(place, length, visual, shortened=fits))
         if len(prompt_ids) and not np.array_equal(ids[: len(prompt_ids)], prompt_ids):
@@ -202,7 +204,7 @@ class RowReader:
         return len(ids) - places + self._visual(sample) + slots
 
     def _visual(self, sample: Sample) -> int:
-        return sum(self.processor.tokens_per_view * self.views(image) for image in sample.images)
+        return sum(self.visual(image) for image in sample.images)
 
     def _differs(self, row: Laid, expected: str, text: str) -> list[Finding]:
         """What a round trip that does not give the same text means."""
@@ -225,25 +227,18 @@ class RowReader:
         return [Finding("warning", "template/round-trip", place, message, fix)]
 
 
-class Views:
-    """How many views an image has for a model, from its size alone."""
+class VisualTokens:
+    """How many visual tokens an image has for a model, from its size alone."""
 
     def __init__(self, processor: Processor, sizes: Callable[[Any], tuple[int, int] | None]) -> None:
-        self._methods = processor.methods
+        self._processor = processor
         self._sizes = sizes
-        self._known: dict[tuple[int, int], int] = {}
-        self._plain = processor.methods.merges_views or all(m.needs.views is None for m in processor.methods.all)
 
     def decodes(self, source: Any) -> bool:
         """Whether an image could be decoded."""
         return self._sizes(source) is not None
 
     def __call__(self, source: Any) -> int:
-        if self._plain:
-            return 1
-        from PIL import Image
-
-        size = self._sizes(source) or (64, 64)
-        if size not in self._known:
-            self._known[size] = len(self._methods.views(Image.new("RGB", size)))
-        return self._known[size]
+        processor = self._processor
+        size = self._sizes(source) or (processor.frame.side, processor.frame.side)
+        return processor.methods.views.tokens(size, processor.frame.side, processor.tokens_per_view)

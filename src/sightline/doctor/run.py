@@ -27,7 +27,7 @@ from .look import Looked
 from .place import about_run_folder
 from .reading import Table, tables
 from .report import DataRecord, Report
-from .rows import BATCH, RowReader, Views
+from .rows import BATCH, RowReader, VisualTokens
 
 EMBEDDED_BYTES = 2**28
 """Of images inside rows of Parquet that are held, to be decoded together by several processes."""
@@ -254,7 +254,7 @@ class _Examination:
                 seed=self.recipe.seed,
                 training=table.role == "data",
                 long_rows=stage.long_rows,
-                views=Views(processor, lambda image: self.sizes.get(_key(image))),
+                visual=VisualTokens(processor, lambda image: self.sizes.get(_key(image))),
             )
             sound = self.sound.setdefault(stage.name, SoundRows())
             special = checks.special_pattern(processor.tokenizer.all_special_tokens)

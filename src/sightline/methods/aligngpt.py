@@ -167,7 +167,7 @@ class AlignGPT(Levelled):
             raise SightlineError(f"AlignGPT has no level '{choice}' to hold. It has {self.choices}.")
         self.config = self.config.model_copy(update={"mode": modes[choice]})
 
-    def edit(self, tap: Tap, x: Tensor, batch: Batch) -> Tensor:
+    def edit(self, tap: Tap, x: Tensor, batch: Batch, kept: dict[str, Tensor]) -> Tensor:
         slot = batch.kinds == self.kind_ids[SLOT]
         return torch.where(slot.unsqueeze(-1), self.vectors(x, batch).to(x.dtype).unsqueeze(1), x)
 
@@ -260,14 +260,19 @@ def dot_map(
 ) -> Float[Tensor, "batch dots"]:
     """Where the mean of a row's words meets its image, on a grid of 24 x 24: the mean over its images and their views.
 
+    Of an image whose tokens are no whole number of views (any-resolution leaves padding out), the first view is taken.
+
     Args:
         tokens: visual tokens of a view; where they are no square, they are pooled as a line.
     """
     count = words.sum(1, keepdim=True).clamp(min=1)
     mean = (embeds * words.unsqueeze(-1)).sum(1) / count
-    places = batch.kinds == VISUAL
-    owner = places.nonzero()[:, 0].view(-1, tokens)[:, 0]
-    visual = embeds[places].view(-1, tokens, embeds.shape[-1])
+    places = (batch.kinds == VISUAL).nonzero()
+    if bool((batch.visual_counts % tokens).any()):
+        images = zip(places.split(batch.visual_counts.tolist()), batch.visual_counts.tolist(), strict=True)
+        places = torch.cat([mine if count % tokens == 0 else mine[:tokens] for mine, count in images])
+    owner = places[:, 0].view(-1, tokens)[:, 0]
+    visual = embeds[places[:, 0], places[:, 1]].view(-1, tokens, embeds.shape[-1])
     if cosine:
         visual, mean = F.normalize(visual.float(), dim=-1), F.normalize(mean.float(), dim=-1)
     dots = torch.einsum("vtd,vd->vt", visual, mean[owner])

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ..config import Recipe, Stage
+from ..data.view import Box, Frame, Sight
 from ..types import Batch, Sample, Trace, Turn
 
 if TYPE_CHECKING:
@@ -73,6 +74,45 @@ class InsertedTurn:
     """Its `kind` is one that the method declares, so that its tokens are counted apart."""
 
 
+Size = tuple[int, int]
+"""Width and height of an image, in pixels."""
+
+
+class Views(ABC):
+    """What the tower sees of an image: views of `side` x `side` pixels."""
+
+    @abstractmethod
+    def count(self, size: Size, side: int) -> int:
+        """How many views an image of this size has."""
+
+    @abstractmethod
+    def cut(self, image: Image.Image, frame: Frame) -> list[Image.Image]:
+        """The views of an image."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the views of an image depend on, beside its pixels."""
+        return {}
+
+    def box(self, size: Size, side: int) -> Box | None:
+        """The part of an image that its first view shows; None where the image processor decides it."""
+        return None
+
+    def tokens(self, size: Size, side: int, per_view: int) -> int:
+        """Visual tokens of an image, where the connector gives `per_view`."""
+        return per_view * self.count(size, side)
+
+
+class OneView(Views):
+    """The image itself, as the tower's own processor fits it."""
+
+    def count(self, size: Size, side: int) -> int:
+        return 1
+
+    def cut(self, image: Image.Image, frame: Frame) -> list[Image.Image]:
+        return [image]
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a method asks of the data and the trunk."""
@@ -82,10 +122,8 @@ class Needs:
     slots: tuple[Slot, ...] = ()
     kinds: tuple[str, ...] = ()
     """Kinds of tokens it adds with its turns (a slot's kind is declared with the slot)."""
-    views: Callable[[Image.Image], list[Image.Image]] | None = None
-    """More views of an image, beside the image itself, which is always the first view."""
-    merges_views: bool = False
-    """Whether its edit of `patches` leaves one view for each image (the placeholders are laid out for that)."""
+    views: Views | None = None
+    """What the tower sees of an image, where that is not the image alone."""
     tower_states: tuple[int, ...] = ()
     """Hidden states of the tower that its losses read, beside those that the connector does, by their index."""
     pixels: bool = False
@@ -184,7 +222,7 @@ class AlignmentMethod(nn.Module, ABC):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Submodules that a stage can train by themselves, as `name.part`; "" stands for what is in none of them."""
+        """Submodules, `train_only` ones too, that a stage can train by themselves, as `name.part`; "" is all of it."""
         return ("",)
 
     @property
@@ -201,11 +239,22 @@ class AlignmentMethod(nn.Module, ABC):
         """How its columns come about; None if others give them (`train(recipe, columns=...)`)."""
         return None
 
+    def load_pretrained(self) -> None:
+        """Take the weights that it does not begin with by chance. Called once, when it joins a model that lacks them.
+
+        Raises:
+            SightlineError: if they cannot be found.
+        """
+
     def begin(self, setting: Setting) -> None:
         """Make ready for a stage: fetch what its losses read beside the batch, and what no checkpoint keeps."""
 
-    def edit(self, tap: Tap, x: Tensor, batch: Batch) -> Tensor:
-        """All that can change the forward pass; the same in training and in the prefill of generation."""
+    def edit(self, tap: Tap, x: Tensor, batch: Batch, kept: dict[str, Tensor]) -> Tensor:
+        """All that can change the forward pass; the same in training and in the prefill of generation.
+
+        Args:
+            kept: what else losses read of it goes here, as `method/name`, and so into `trace.kept`.
+        """
         return x
 
     def losses(self, trace: Trace, batch: Batch) -> Mapping[str, Tensor]:
@@ -222,6 +271,11 @@ class AlignmentMethod(nn.Module, ABC):
         """What fills its slots, by their tokens, where it is the same for all rows and all that `edit` does: an export
         can make it the embeddings of these tokens. None where `edit` does more."""
         return None
+
+    def operations(self, size: Size, side: int) -> tuple[int, int]:
+        """Floating-point operations of its forward pass for an image of this size: of any, and of a loss in training
+        beside. For the dry run; what is far below a percent of a model's may be 0."""
+        return 0, 0
 
     def turns(self, sample: Sample, rng: np.random.Generator) -> list[InsertedTurn]:
         """Extra exchanges for a row, in training only, deterministic in `rng`."""
@@ -272,3 +326,43 @@ class Levelled(AlignmentMethod, ABC):
             yield
         finally:
             self.level = before
+
+
+class BuiltIn(AlignmentMethod, ABC):
+    """A method that a class of transformers has built in: alone, its model is saved as that class."""
+
+    model_type: ClassVar[str]
+    """Of transformers' class."""
+
+    @abstractmethod
+    def stock_config(self, side: int) -> Mapping[str, Any]:
+        """What transformers' config says of it. `side` is that of a view, in pixels."""
+
+    @abstractmethod
+    def stock_state(self) -> Mapping[str, Tensor]:
+        """Its weights by their names in transformers' class."""
+
+    @abstractmethod
+    def load_stock_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `stock_state`; the weights are shared."""
+
+    @classmethod
+    @abstractmethod
+    def record_of(cls, config: Mapping[str, Any], side: int) -> dict[str, Any]:
+        """The method's record from transformers' config."""
+
+    @abstractmethod
+    def image_processor(self, fitted: Any) -> Any:
+        """transformers' image processor that makes the same pixels of the same views as `fitted` makes of ours."""
+
+
+class Redraws(AlignmentMethod, ABC):
+    """A method that can draw an image again from what a model made of it."""
+
+    @abstractmethod
+    def picture(self, sight: Sight, image: Image.Image) -> UInt8[Tensor, "3 side side"]:
+        """What is to be drawn of an image: all that the model sees of it."""
+
+    @abstractmethod
+    def redraw(self, trace: Trace, batch: Batch, *, steps: int, seed: int) -> UInt8[Tensor, "images 3 side side"]:
+        """The pictures of a batch's images, from noise and visual tokens alone."""

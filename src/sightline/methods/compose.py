@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ..config import Stage
 from ..errors import SightlineError, did_you_mean
 from ..types import KINDS, PROMPT, Batch, Sample, Trace, Turn
-from .base import AlignmentMethod, Levelled, LossSpec, Sizes, Slot, Tap
+from .base import AlignmentMethod, Levelled, LossSpec, OneView, Sizes, Slot, Tap, Views
 
-METHODS: dict[str, str] = {"aligngpt": "sightline.methods.aligngpt:AlignGPT", "sea": "sightline.methods.sea:SEA"}
+METHODS: dict[str, str] = {
+    "anyres": "sightline.methods.anyres:AnyRes",
+    "aligngpt": "sightline.methods.aligngpt:AlignGPT",
+    "sea": "sightline.methods.sea:SEA",
+    "perceiver": "sightline.methods.vlsa.perception:Perception",
+    "reconstruct": "sightline.methods.vlsa.reconstruct:Reconstruct",
+}
 """Short names of the methods that ship with Sightline, as `module:Class`. Any other method is named that way itself."""
 
 
@@ -86,19 +91,15 @@ class Methods(nn.ModuleDict):
         return tuple(sorted({layer for method in self.all for layer in method.needs.tower_states}))
 
     @property
-    def merges_views(self) -> bool:
-        return any(method.needs.merges_views for method in self.all)
+    def views(self) -> Views:
+        """What the tower sees of an image."""
+        return next((method.needs.views for method in self.all if method.needs.views is not None), OneView())
 
-    def views(self, image: Image.Image) -> list[Image.Image]:
-        """The views of an image: itself, then what a method adds."""
-        added = [method.needs.views(image) for method in self.all if method.needs.views is not None]
-        return [image, *(view for views in added for view in views)]
-
-    def edit(self, tap: Tap, x: Tensor, batch: Batch) -> Tensor:
-        """`x` after every method that edits this tap."""
+    def edit(self, tap: Tap, x: Tensor, batch: Batch, kept: dict[str, Tensor]) -> Tensor:
+        """`x` after every method that edits this tap; `kept` takes what they put aside."""
         for method in self.all:
             if tap in method.needs.edits:
-                x = method.edit(tap, x, batch)
+                x = method.edit(tap, x, batch, kept)
         return x
 
     def losses(self, trace: Trace, batch: Batch, wanted: Set[str]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 from ..data.features import Features
 from ..data.processor import Processor
 from ..data.templates import IMAGE, Template
+from ..data.view import Sight
 from ..errors import SightlineError
 from ..methods.compose import Methods, build_methods
 from .backbones import ImageFit, LanguageModel, add_tokens, load_language_model, load_tower, location
@@ -32,6 +33,11 @@ class Assembly:
         """The same, with the model on `device`."""
         nn.Module.to(self.model, device)
         return self
+
+    @property
+    def sight(self) -> Sight:
+        """What the model is first shown of an image."""
+        return Sight(self.image_processor, self.model.model.methods.views)
 
     def processor(
         self,
@@ -140,7 +146,8 @@ def assemble(
 def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> None:
     """Give a model that has no methods those of a recipe, and the tokenizer the tokens of their slots.
 
-    A model that has these methods keeps their weights, and takes the recipe's options.
+    A model that has these methods keeps their weights, and takes the recipe's options. Those that serve training alone
+    it need not have: they begin anew.
 
     Raises:
         SightlineError: if the model has other methods already, or theirs need weights that it does not have.
@@ -153,9 +160,13 @@ def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> 
         methods = build_methods(wanted, model.model.sizes, model.config.prefix_tokens)
     if have:
         check_options(have, wanted, model.model.methods, methods)
-        kept = model.model.methods.state_dict()
-        methods.to(model.device).load_state_dict({name: kept[name] for name in methods.state_dict()}, assign=True)
+        kept, own = model.model.methods.state_dict(), methods.state_dict()
+        fits = {name: kept[name] for name, value in own.items() if name in kept and kept[name].shape == value.shape}
+        methods.to(model.device).load_state_dict(own | fits, assign=True)
         methods.train(model.model.methods.training)
+    for method in methods.all:
+        if method.name not in model.model.methods:
+            method.load_pretrained()
     tokens = [slot.token for slot in methods.slots]  # those of the prefix are known already
     add_tokens(model, assembly.tokenizer, tokens)
     model.config.methods = wanted
@@ -166,14 +177,17 @@ def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> 
 def check_options(
     have: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]], of_model: Methods, of_recipe: Methods
 ) -> None:
-    """That a saved model can take a recipe's options: they need no weights but those that it has.
+    """That a saved model can take a recipe's methods and options: they need no weights but those that it has. What
+    serves training alone is saved with no model, and may begin anew.
 
     Raises:
-        SightlineError: if they do, or the recipe lists other methods.
+        SightlineError: if they do, or the recipe lacks a method that the model was made with.
     """
     old, new = of_model.state_dict(), of_recipe.state_dict()
-    lacking = [name for name, value in new.items() if name not in old or old[name].shape != value.shape]
-    if [record["name"] for record in have] == [record["name"] for record in wanted] and not lacking:
+    needed = ((name, value) for name, value in new.items() if ".train_only." not in name)
+    lacking = [name for name, value in needed if name not in old or old[name].shape != value.shape]
+    names = {record["name"] for record in wanted}
+    if all(record["name"] in names for record in have) and not lacking:
         return
     why = f", whose options need weights that it does not have ({lacking[0]})" if lacking else ""
     raise SightlineError(f"the model was made with methods {have} and the recipe lists {wanted}{why}. Make them agree.")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, A
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from ..data.processor import output_size
+from ..data.view import output_size
 from ..errors import SightlineError
 from ..world import backbone_path
 from .hub import found, load_weights, weight_name

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ..data.view import Sight
+
 NO_MATTER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map")
 """What a config says of who saved it, and how."""
 
@@ -29,6 +31,12 @@ def pixel_facts(image_processor: Any) -> dict[str, Any]:
     """An image processor without what changes no pixel."""
     values = image_processor.to_dict().items()
     return {key: value for key, value in values if key not in NOT_THE_PIXELS and not key.startswith("_")}
+
+
+def sight_facts(sight: Sight) -> dict[str, Any]:
+    """All that decides which pixels of an image a model is first shown."""
+    views = dict(sight.views.facts)
+    return {"preprocess": pixel_facts(sight.image_processor), **({"views": views} if views else {})}
 
 
 def config_facts(config: PreTrainedConfig) -> dict[str, Any]:

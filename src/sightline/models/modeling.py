@@ -65,8 +65,9 @@ class SightlineModel(LlavaModel):
     ) -> tuple[Trace, Cache | None]:
         """The forward pass from pixels to hidden states, with everything it saw on its way. Where the batch brings what
         the tower gives, the tower is not run."""
-        edit = self.methods.edit
         states: dict[int, Tensor] = {}
+        kept: dict[str, Tensor] = {}
+        edit = partial(self.methods.edit, kept=kept)
         patches = batch.patches if len(batch.patches) else self.encode(batch.pixel_values, states)
         patches = edit("patches", patches, batch)
         visual = edit("visual", self.connect(patches), batch)
@@ -76,7 +77,8 @@ class SightlineModel(LlavaModel):
         else:
             hidden, cache = self.decode(embeds, batch.attention_mask, past_key_values=past_key_values, **decoder)
         hidden = edit("hidden", hidden, batch)
-        return Trace(patches=patches, visual=visual, embeds=embeds, hidden=hidden, tower_states=states), cache
+        trace = Trace(patches=patches, visual=visual, embeds=embeds, hidden=hidden, tower_states=states, kept=kept)
+        return trace, cache
 
     def encode(
         self, pixel_values: Float[Tensor, "sum_views 3 height width"], kept: dict[int, Tensor] | None = None
@@ -191,6 +193,7 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         view_counts: Int[Tensor, " num_images"] | None = None,
+        image_sizes: Int[Tensor, "num_images 2"] | None = None,
         kinds: Int[Tensor, "batch prompt"] | None = None,
         turn_ids: Int[Tensor, "batch prompt"] | None = None,
         prompt_mask: Tensor | None = None,
@@ -213,6 +216,7 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
                 attention_mask,
                 pixel_values,
                 view_counts,
+                image_sizes,
                 kinds=kinds,
                 turn_ids=turn_ids,
                 prompt_mask=prompt_mask,
@@ -238,16 +242,17 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         **inputs,
     ):
         """Beams repeat rows. The images of a row are repeated together; transformers would repeat them one by one."""
-        pixels, views = inputs.pop("pixel_values", None), inputs.pop("view_counts", None)
+        pixels, views, sizes = (inputs.pop(name, None) for name in ("pixel_values", "view_counts", "image_sizes"))
         if expand_size > 1 and pixels is not None and input_ids is not None:
-            batch = self.prefill_batch(input_ids, inputs.get("attention_mask"), pixels, views)
+            batch = self.prefill_batch(input_ids, inputs.get("attention_mask"), pixels, views, sizes)
             rows = torch.arange(batch.num_images).split(batch.image_counts.tolist())
             order = torch.cat([row.repeat(expand_size) for row in rows])
             images = pixels.split(batch.view_counts.tolist())
-            pixels, views = torch.cat([images[image] for image in order]), batch.view_counts[order]
+            pixels = torch.cat([images[image] for image in order])
+            views, sizes = batch.view_counts[order], batch.image_sizes[order]
         expand = super()._expand_inputs_for_generation  # pyright: ignore
         input_ids, inputs = expand(expand_size, is_encoder_decoder, input_ids, **inputs)
-        given = {"pixel_values": pixels, "view_counts": views}
+        given = {"pixel_values": pixels, "view_counts": views, "image_sizes": sizes}
         return input_ids, inputs | {name: value for name, value in given.items() if value is not None}
 
     def prefill_batch(
@@ -256,6 +261,7 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
         attention_mask: Tensor | None,
         pixel_values: Tensor | None,
         view_counts: Tensor | None,
+        image_sizes: Tensor | None = None,
         **known: Tensor | None,
     ) -> Batch:
         """What a caller of `generate` gave, as the `Batch` that methods read; what it left out is derived."""
@@ -266,8 +272,6 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
             pixel_values = torch.zeros(0, 3, side, side, dtype=self.dtype, device=input_ids.device)
         if view_counts is None:
             view_counts = torch.ones(len(pixel_values), dtype=torch.long, device=input_ids.device)
-        views = torch.ones_like(view_counts) if self.model.methods.merges_views else view_counts
-        visual_counts = views * self.model.sizes.tokens
         derived = torch.full_like(input_ids, PROMPT).masked_fill(places, VISUAL).masked_fill(attention_mask == 0, PAD)
         for slot in self.model.methods.slots:
             token_id = (self.config.slot_token_ids or {})[slot.token]
@@ -278,6 +282,18 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
                     "model's own processor."
                 )
             derived[at] = self.model.methods.kinds.index(slot.kind)
+        views, side = self.model.methods.views, self.config.pixels_side
+        if image_sizes is None:
+            image_sizes = view_counts.new_full((len(view_counts), 2), side)
+            if any(count != views.count((side, side), side) for count in view_counts.tolist()):
+                raise SightlineError(
+                    "images came as several views without `image_sizes`, from which their tokens are counted. Use this "
+                    "model's own processor."
+                )
+        tokens = [
+            views.tokens((width, height), side, self.model.sizes.tokens) for height, width in image_sizes.tolist()
+        ]
+        visual_counts = torch.tensor(tokens, dtype=torch.long, device=input_ids.device)
         kinds = _grown(known.get("kinds"), derived, ANSWER)
         return Batch(
             ids=tuple(f"prompt {i}" for i in range(len(input_ids))),
@@ -290,6 +306,7 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
             pixel_values=pixel_values,
             view_counts=view_counts,
             visual_counts=visual_counts,
+            image_sizes=image_sizes,
             image_counts=images_per_row(places.sum(1), visual_counts),
         )
 

@@ -32,7 +32,8 @@ def named_parts(model: SightlineForConditionalGeneration) -> Iterator[tuple[str,
     """(part, name, parameter) for every parameter of the model."""
     own = [part for part in part_names(model) if "." in part]
     for name, parameter in model.named_parameters():
-        inside = (part for part in own if name.startswith(f"{METHODS}{part}."))
+        place = name.replace(".train_only.", ".")
+        inside = (part for part in own if place.startswith(f"{METHODS}{part}."))
         yield next(inside, owner_of(name)), name, parameter
 
 

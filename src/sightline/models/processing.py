@@ -26,7 +26,7 @@ from .hub import reason
 if TYPE_CHECKING:
     from ..data.processor import Processor
 
-PROMPT_FIELDS = ("input_ids", "attention_mask", "kinds", "turn_ids", "prompt_mask", "view_counts")
+PROMPT_FIELDS = ("input_ids", "attention_mask", "kinds", "turn_ids", "prompt_mask", "view_counts", "image_sizes")
 """Of a batch, what `generate` takes beside pixels."""
 
 

@@ -12,12 +12,13 @@ import torch
 from transformers import AutoConfig
 
 from ..checkpoints.model import model_folder, read_config
+from ..checkpoints.stock import STOCK, stock_config
 from ..config import Model, Recipe, Stage
 from ..errors import SightlineError
 from ..methods.compose import build_methods
 from ..models.assemble import check_options
 from ..models.backbones import resolve
-from ..models.configuration import SightlineConfig, prefix_of, select_of, stock_strategy
+from ..models.configuration import SightlineConfig, stock_strategy
 from ..models.connectors import resolve_options
 from ..models.hub import UNREADABLE, found, quiet, reason
 from ..models.modeling import SightlineForConditionalGeneration
@@ -86,18 +87,10 @@ def saved_config(path: str) -> SightlineConfig:
     """
     folder = model_folder(path)
     kind = read_config(folder)["model_type"]
-    if kind not in ("llava", "sightline"):
-        raise SightlineError(f"'{path}' is a model of type '{kind}'; Sightline loads llava, sightline.")
+    if kind not in (*STOCK, "sightline"):
+        raise SightlineError(f"'{path}' is a model of type '{kind}'; Sightline loads {', '.join(STOCK)}, sightline.")
     config: Any = found(lambda: AutoConfig.from_pretrained(folder), path)
-    if kind == "sightline":
-        return config
-    values = config.to_dict()
-    note = values.pop("sightline", None) or {}
-    values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
-    values |= {"vision_config": config.vision_config, "text_config": config.text_config}
-    connector = note.get("connector", "mlp")
-    values |= prefix_of(note)
-    return SightlineConfig(**values, connector=connector, vision_select=select_of(config), methods=[])
+    return config if kind == "sightline" else stock_config(config)
 
 
 def meta_model(config: SightlineConfig, methods: Sequence[Mapping[str, Any]]) -> SightlineForConditionalGeneration:

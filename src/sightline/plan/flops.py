@@ -6,7 +6,8 @@
                 backward, whether anything in it trains or not
 
 Norms, activations, rotary embeddings, optimizer and loss are left out: they are far below a percent. So are a tower's
-pooling head and what methods compute. `torch.utils.flop_counter` counts the same operations of a real model (tested).
+pooling head, and what of a method is small beside the model. `torch.utils.flop_counter` counts the same operations of a
+real model (tested).
 """
 
 from dataclasses import asdict, dataclass
@@ -43,6 +44,9 @@ class Training:
     hidden: bool = False
     checkpointing: bool = False
     """Whether the decoder's activations are computed again in the backward pass."""
+    methods: int = 0
+    """Operations of methods for an image, forward."""
+    methods_backward: int = 0
 
     @property
     def whole_language(self) -> bool:
@@ -79,6 +83,8 @@ class Flops:
     """The decoder's second forward pass under activation checkpointing."""
     head: int
     head_backward: int
+    methods: int = 0
+    methods_backward: int = 0
 
     @property
     def total(self) -> int:
@@ -114,13 +120,14 @@ def vision_backward(shapes: Shapes, views: int) -> int:
 
 
 def connector_forward(shapes: Shapes, views: int) -> int:
-    """Every view through every layer."""
+    """Every view that methods leave through every layer."""
+    views = views // shapes.views * shapes.connected
     return sum(linear(views * n, m.weights) for m, n in zip(shapes.connector, shapes.connector_tokens, strict=True))
 
 
 def connector_backward(shapes: Shapes, views: int, training: Training) -> int:
     """Its weights, if they train, and the way to the tower, if that trains; else no further than its first layer."""
-    total = 0
+    total, views = 0, views // shapes.views * shapes.connected
     for number, (layer, tokens) in enumerate(zip(shapes.connector, shapes.connector_tokens, strict=True)):
         into = training.into_connector or (training.connector and number > 0)
         total += (training.connector + into) * linear(views * tokens, layer.weights)
@@ -176,4 +183,22 @@ def step_flops(shapes: Shapes, batch: Rows, training: Training) -> Flops:
         recomputed=decoder if training.checkpointing and through else 0,
         head=head,
         head_backward=head * ((through or training.hidden) + training.whole_language),
+        methods=batch.views // shapes.views * training.methods,
+        methods_backward=batch.views // shapes.views * training.methods_backward,
+    )
+
+
+def prefill_flops(shapes: Shapes, text: int, methods: int) -> int:
+    """From one image and `text` tokens to the logits of the first token of an answer.
+
+    Args:
+        methods: operations of methods for an image.
+    """
+    sequence = shapes.tokens + shapes.slots + text
+    return (
+        vision_forward(shapes, shapes.views)
+        + connector_forward(shapes, shapes.views)
+        + methods
+        + decoder_forward(shapes, 1, sequence)
+        + linear(1, shapes.language.width * shapes.vocabulary)
     )

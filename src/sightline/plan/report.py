@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import Recipe
-from .run import OnGpus, Plan, StagePlan
+from .run import PROMPT, OnGpus, Plan, StagePlan
 from .run import plan as plan_recipe
 
 GIB = 2**30
@@ -28,9 +28,11 @@ def show(plan: Plan, console: Console) -> None:
         console.print(f"* {note}", highlight=False, markup=False)
 
 
-def print_plan(recipe: Recipe, *, as_json: bool = False, text_tokens: int | None = None) -> None:
+def print_plan(
+    recipe: Recipe, *, as_json: bool = False, text_tokens: int | None = None, image: tuple[int, int] | None = None
+) -> None:
     """Plan a recipe and print it, as tables or as JSON on standard output."""
-    planned = plan_recipe(recipe, text_tokens=text_tokens)
+    planned = plan_recipe(recipe, text_tokens=text_tokens, image=image)
     if as_json:
         print(json.dumps(planned.record(), indent=2, ensure_ascii=False))
     else:
@@ -83,6 +85,8 @@ def _lines(stage: StagePlan) -> list[str]:
     if len(stage.scales) > 1:
         squares = [scale**2 for scale in stage.scales]
         tiles = f", of {' + '.join(map(str, squares))} = {sum(squares)} tiles of {stage.tile} pixels"
+    methods = step.methods + step.methods_backward
+    wide, high = stage.image
     return [
         f"{sum(rows.sizes):,} rows ({origin}); {stage.steps:,} steps of {stage.batch_size} x {stage.accumulate} = "
         f"{per_step:,} rows; {stage.samples:,} samples",
@@ -90,7 +94,9 @@ def _lines(stage: StagePlan) -> list[str]:
         f"text tokens ({rows.text_from}), {stage.sequence:,} in all",
         f"{flops(step.total)} a step, {flops(stage.flops)} in all: vision {flops(vision)}, "
         f"connector {flops(connector)}, decoder {flops(step.decoder)} forward, "
-        f"{flops(step.decoder_backward + step.recomputed)} backward, head {flops(step.head + step.head_backward)}",
+        f"{flops(step.decoder_backward + step.recomputed)} backward, head {flops(step.head + step.head_backward)}"
+        + (f", methods {flops(methods)}" if methods else ""),
+        f"the first token of an answer to an image of {wide} x {high} and {PROMPT} text tokens: {flops(stage.prefill)}",
     ]
 
 

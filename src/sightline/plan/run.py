@@ -8,6 +8,7 @@ from typing import Any
 from .. import __version__
 from ..config import Recipe, Stage
 from ..errors import SightlineError
+from ..methods.base import Size
 from ..models.adapters import check_layers
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.parts import is_among, value_of
@@ -15,10 +16,13 @@ from ..train.loop import num_steps
 from ..train.objective import Objective
 from ..train.setup import PartRow, set_trainable
 from .build import stage_models
-from .flops import Flops, Rows, Training, adapter_weights, step_flops
+from .flops import Flops, Rows, Training, adapter_weights, prefill_flops, step_flops
 from .memory import Memory, Setting, step_memory
 from .rows import StageRows, stage_rows
 from .shapes import Shapes, shapes
+
+PROMPT = 50
+"""Tokens of text in the prompt whose prefill is planned."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ class StagePlan:
     name: str
     parallel: str
     parts: tuple[Part, ...]
+    image: Size
+    """Width and height of the image that is planned for."""
     tokens_per_image: int
+    prefill: int
+    """Operations from one such image and `PROMPT` tokens of text to the first token of an answer."""
     scales: tuple[int, ...]
     """Multiples of the tower's size at which it sees an image; a tile of that size for each part of each."""
     tile: int
@@ -101,12 +109,19 @@ class Plan:
         return {"sightline": __version__, "recipe": self.recipe, "stages": stages, "notes": list(self.notes)}
 
 
-def plan(recipe: Recipe, gpus: Sequence[int] = (1, 2, 4, 8), *, text_tokens: int | None = None) -> Plan:
+def plan(
+    recipe: Recipe,
+    gpus: Sequence[int] = (1, 2, 4, 8),
+    *,
+    text_tokens: int | None = None,
+    image: Size | None = None,
+) -> Plan:
     """What a recipe would build and cost, from sizes alone.
 
     Args:
         gpus: numbers of GPUs to plan for.
         text_tokens: text tokens of a row; by default counted where the data is, else assumed.
+        image: width and height of images; see `shapes`.
 
     Raises:
         SightlineError: for parts whose sizes cannot be read, rows that cannot be counted, or a recipe that cannot run.
@@ -117,12 +132,13 @@ def plan(recipe: Recipe, gpus: Sequence[int] = (1, 2, 4, 8), *, text_tokens: int
         "of matrix products and attention; memory is an estimate (docs/dry-run.md)": None
     }
     for stage, model in stage_models(recipe):
-        of_stage = plan_stage(recipe, stage, model, gpus, text_tokens)
+        of_stage = plan_stage(recipe, stage, model, gpus, text_tokens, image)
         stages.append(of_stage)
         if not of_stage.rows.counted:
             notes[f"{stage.name}: its data is not all here; rows are the recipe's, one image in each is assumed"] = None
         for method in model.model.methods.all:
-            notes[f"method '{method.name}': parameters and tokens are counted, its operations are not"] = None
+            if not any(method.operations(of_stage.image, model.config.pixels_side)):
+                notes[f"method '{method.name}': parameters and tokens are counted, its operations are not"] = None
         if stage.validation:
             notes["validation is not counted"] = None
     return Plan(recipe.name, tuple(stages), tuple(notes))
@@ -134,13 +150,15 @@ def plan_stage(
     model: SightlineForConditionalGeneration,
     gpus: Sequence[int],
     text_tokens: int | None,
+    image: Size | None = None,
 ) -> StagePlan:
     """The plan of one stage."""
     table = set_trainable(model, stage)
     Objective(model, stage.weights)
     if stage.lora is not None:
         check_layers(model, stage.lora, stage.name)
-    sizes, training, rows = shapes(model), training_of(stage, model), stage_rows(stage, text_tokens=text_tokens)
+    sizes, rows = shapes(model, image), stage_rows(stage, text_tokens=text_tokens)
+    training = training_of(stage, model, sizes.image)
     if sizes.tokens + sizes.slots >= recipe.max_length:
         raise SightlineError(
             f"an image has {sizes.tokens} tokens and max_length is {recipe.max_length}, so no row with an image would "
@@ -176,7 +194,9 @@ def plan_stage(
         name=stage.name,
         parallel=recipe.parallel,
         parts=parts_of(stage, sizes, trained),
+        image=sizes.image,
         tokens_per_image=sizes.tokens,
+        prefill=prefill_flops(sizes, PROMPT, operations(model, sizes.image)[0]),
         scales=sizes.scales,
         tile=sizes.image_size,
         rows=rows,
@@ -190,8 +210,26 @@ def plan_stage(
     )
 
 
-def training_of(stage: Stage, model: SightlineForConditionalGeneration) -> Training:
-    """What a stage trains, and where its methods ask for gradients."""
+def operations(model: SightlineForConditionalGeneration, image: Size, stage: Stage | None = None) -> tuple[int, int]:
+    """Operations of a model's methods for an image, forward and backward; with `stage`, those of the losses it weighs.
+
+    The way back is taken for twice the way there, as it is where weights and what comes before them train.
+    """
+    total = 0
+    for method in model.model.methods.all:
+        always, in_loss = method.operations(image, model.config.pixels_side)
+        weighed = stage is not None and any(stage.weights.get(spec.name) for spec in method.needs.losses)
+        total += always + in_loss * weighed
+    return total, 2 * total
+
+
+def training_of(stage: Stage, model: SightlineForConditionalGeneration, image: Size | None = None) -> Training:
+    """What a stage trains, and where its methods ask for gradients.
+
+    Args:
+        image: that methods' operations are counted for; they are not without one.
+    """
+    forward, backward = operations(model, image, stage) if image is not None else (0, 0)
     taps = {
         tap
         for method in model.model.methods.all
@@ -209,6 +247,8 @@ def training_of(stage: Stage, model: SightlineForConditionalGeneration) -> Train
         embeds="embeds" in taps,
         hidden="hidden" in taps,
         checkpointing=stage.activation_checkpointing,
+        methods=forward,
+        methods_backward=backward,
     )
 
 

@@ -6,11 +6,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ..config import LoRA
-from ..methods.base import Sizes
+from ..methods.base import OneView, Size, Sizes
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.parts import named_parts, part_names
 from ..models.scales import num_tiles
@@ -88,8 +87,12 @@ class Shapes:
     connector: tuple[Linear, ...]
     connector_tokens: tuple[int, ...]
     """How many vectors of a view each of the connector's linears sees."""
+    image: Size
+    """Width and height of the image that is planned for."""
     views: int
-    """Views of an image."""
+    """Views of it."""
+    connected: int
+    """Views that the connector sees of it: a method may have made one of several."""
     tokens: int
     """Visual tokens of an image in the language model."""
     slots: int
@@ -99,8 +102,13 @@ class Shapes:
     tied: bool
 
 
-def shapes(model: SightlineForConditionalGeneration) -> Shapes:
-    """The sizes of a model."""
+def shapes(model: SightlineForConditionalGeneration, image: Size | None = None) -> Shapes:
+    """The sizes of a model.
+
+    Args:
+        image: width and height of an image; by default a square of the tower's size, or of twice that (four crops) for
+            a model that sees several views.
+    """
     config, inner = model.config, model.model
     parameters = dict.fromkeys(part_names(model), 0)
     for part, _, parameter in named_parts(model):
@@ -110,7 +118,11 @@ def shapes(model: SightlineForConditionalGeneration) -> Shapes:
     states = [layers] if isinstance(layers, int) else list(layers)
     tower_config: Any = config.vision_config
     count = tower_config.num_hidden_layers
-    views = len(methods.views(Image.new("RGB", (config.pixels_side, config.pixels_side))))
+    side, cut = config.pixels_side, methods.views
+    if image is None:
+        image = (side, side) if isinstance(cut, OneView) else (2 * side, 2 * side)
+    views, tokens = cut.count(image, side), cut.tokens(image, side, sizes.tokens)
+    merged = any("patches" in method.needs.reshapes for method in methods.all)
     connector, connector_tokens = _connector(inner.multi_modal_projector, sizes)
     return Shapes(
         parameters=parameters,
@@ -124,8 +136,10 @@ def shapes(model: SightlineForConditionalGeneration) -> Shapes:
         tower_tokens=tower.grid**2 + tower.prefix,
         connector=connector,
         connector_tokens=connector_tokens,
+        image=image,
         views=views,
-        tokens=sizes.tokens * (1 if methods.merges_views else views),
+        connected=tokens // sizes.tokens if merged else views,
+        tokens=tokens,
         slots=len(methods.slots),
         language=_stack(inner.language_model, config.llm),
         vocabulary=config.llm.vocab_size,

@@ -139,7 +139,8 @@ class TowerFeatures(ImageWork):
         return {
             "what": "what a frozen vision tower gives for the views of an image, as training would see it",
             "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
-            "values": "patches: [views, patches, width]; an image that cannot be decoded has no views",
+            "values": "patches: [views, patches, width]; size: [views, 2], the image's width and height; of an image "
+            "that cannot be decoded, none",
             "patches": probe.shape[1],
             "width": probe.shape[2],
             "dtype": str(probe.dtype).removeprefix("torch."),
@@ -148,16 +149,17 @@ class TowerFeatures(ImageWork):
         }
 
     def num_views(self, image: Image.Image) -> int:
-        return len(self.processor.methods.views(image))
+        return self.processor.methods.views.count(image.size, self.processor.frame.side)
 
     def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
-        return {"pixels": self.processor.pixels(self.processor.methods.views(image))}
+        pixels = self.processor.pixels(self.processor.cut(image))
+        return {"pixels": pixels, "size": torch.tensor([image.size] * len(pixels), dtype=torch.int32)}
 
     @torch.no_grad()
     def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         self.model.vision_tower = self.tower.to(self.device)
         with autocast(self.stage, self.device):
-            return {"patches": self.model.encode(views["pixels"].to(self.device)).cpu()}
+            return {"patches": self.model.encode(views["pixels"].to(self.device)).cpu(), "size": views["size"]}
 
 
 def own_device(recipe: Recipe) -> torch.device:

@@ -27,7 +27,7 @@ from ..models.digest import config_facts, digest, pixel_facts
 from ..progress import reading_bar
 from ..types import Sample
 
-FORMAT = 1
+FORMAT = 2
 """Raised when Sightline reads, turns or scales images in another way, or keeps features in another shape."""
 LIBRARIES = ("torch", "transformers", "pillow", "numpy")
 """Whose versions change what comes out, in the last bits at least."""

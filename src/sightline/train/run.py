@@ -24,6 +24,7 @@ import torch
 from ..checkpoints import load_model, save_model
 from ..checkpoints.model import model_folder, read_config
 from ..checkpoints.resume import Checkpoints
+from ..checkpoints.trainonly import save_train_only, take_train_only
 from ..config import Recipe, Stage
 from ..data.dataset import Columns, Mixture
 from ..data.templates import get_template
@@ -110,10 +111,13 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
             rows, validation = data.of(number, assembly, reporter.say)
             assembly = run_stage(desk, number, assembly, rows, validation, saved if number == now else None)
             if stage.save and processes.main:
-                save_model(assembly, folder / "stages" / stage.name / "model", get_template(stage.data[0].template))
+                place = folder / "stages" / stage.name
+                save_model(assembly, place / "model", get_template(stage.data[0].template))
+                save_train_only(assembly.model, place)
         if processes.main:
             reasons = save_model(assembly, folder / "model", get_template(recipe.stages[-1].data[0].template))
-            kind = "a stock llava checkpoint" if not reasons else f"a Sightline model ({'; '.join(reasons)})"
+            save_train_only(assembly.model, folder)
+            kind = "a stock checkpoint" if not reasons else f"a Sightline model ({'; '.join(reasons)})"
             reporter.say(f"saved {folder / 'model'}, {kind}")
             note_end(folder, time.monotonic() - began)
         processes.wait()
@@ -142,6 +146,8 @@ def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
             image_fit=parts.image_fit,
         )
     attach_methods(assembly, recipe.methods)
+    if stage.init_from is not None:
+        take_train_only(assembly.model, stage.init_from)
     return assembly
 
 

@@ -112,7 +112,13 @@ def set_modes(model: SightlineForConditionalGeneration, stage: Stage) -> None:
     for part in stage.trainable:
         method, _, own = part.partition(".")
         for module in modules[method]:
-            (module.get_submodule(own) if own else module).train()
+            (submodule(module, own) if own else module).train()
+
+
+def submodule(method: nn.Module, part: str) -> nn.Module:
+    """A part of a method, wherever it keeps it."""
+    inside = dict(method.named_modules())
+    return inside[part] if part in inside else inside[f"train_only.{part}"]
 
 
 def build_optimizer(model: SightlineForConditionalGeneration, table: list[PartRow], stage: Stage) -> torch.optim.AdamW:

@@ -35,6 +35,10 @@ class Backbone(StrEnum):
     """A language model that binds words and knows the world's facts."""
     lm_small = "lm-small"
     """The same, a third of its size."""
+    vae = "vae"
+    """Pictures as latents, for reconstruction."""
+    denoiser = "denoiser"
+    """Draws latents of what the CLIP sees."""
 
 
 _FOLDER = Path(__file__).parent / "backbones"

@@ -11,6 +11,8 @@ import numpy
 import PIL
 import torch
 import transformers
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..errors import SightlineError
@@ -21,7 +23,8 @@ from . import Split
 from .thresholds import Finding, judge
 
 CARD = "card.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+"""The weights' file, of transformers and of diffusers."""
 MEASURED_ON: tuple[Split, ...] = ("validation", "novel")
 
 Scores = Mapping[str, Estimate]
@@ -66,15 +69,17 @@ def load(kind: type[Model], folder: Path) -> Model:
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 of the weights in `folder`."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    (weights,) = (path for name in WEIGHTS if (path := folder / name).is_file())
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def finish(
     build: Build,
-    name: Literal["clip", "clip-contrast", "lm"],
-    model: PreTrainedModel,
-    text: PreTrainedTokenizerBase | ProcessorMixin,
+    name: Literal["clip", "clip-contrast", "lm", "vae", "denoiser"],
+    model: Any,
+    text: PreTrainedTokenizerBase | ProcessorMixin | None,
     *,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
     measure: Callable[[Path, Split], Scores],
     seconds: float,
     **about: Any,
@@ -83,6 +88,9 @@ def finish(
 
     Args:
         name: whose thresholds stand beside its scores on `validation`.
+        model: of transformers or diffusers.
+        text: saved with it, for a model that reads.
+        beside: further weights, by the name of their file.
         measure: the scores on a split of the model in a folder.
         seconds: wall time of the training, on one thread.
         about: data and objective, in words.
@@ -90,7 +98,10 @@ def finish(
     with atomic_folder(build.out) as partial:
         with quiet():
             model.half().save_pretrained(partial)
-            text.save_pretrained(partial)
+            if text is not None:
+                text.save_pretrained(partial)
+        for file, tensors in (beside or {}).items():
+            save_file(dict(tensors), partial / file)
         card = {
             **about,
             "recipe": asdict(build.recipe),

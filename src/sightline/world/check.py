@@ -1,13 +1,15 @@
 """Measures the shipped backbones anew."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from transformers import AutoTokenizer, CLIPModel, LlamaForCausalLM
 
 from ..evaluation.metrics import Estimate
+from ..models.diffusion import Latents
 from . import Split, backbone_path
 from .cards import load
 from .measure_clip import measure_clip
+from .measure_ldm import measure_denoiser, measure_vae
 from .measure_lm import measure_lm
 from .thresholds import Finding, judge
 
@@ -22,12 +24,18 @@ def check(
         sample: pictures or scenes measured on.
     """
     for name in backbones:
-        folder = backbone_path(name)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        measure: Callable[..., dict[str, Estimate]]
-        if name.startswith("clip"):
-            model, measure, size = load(CLIPModel, folder), measure_clip, "pictures"
-        else:
-            model, measure, size = load(LlamaForCausalLM, folder), measure_lm, "scenes"
-        for key, score in measure(model, tokenizer, split=split, seed=seed, **{size: sample}).items():
+        for key, score in _measure(name, split, sample, seed).items():
             yield judge(name, key, score) if split == "validation" else Finding(name, key, score)
+
+
+def _measure(name: str, split: Split, sample: int, seed: int) -> dict[str, Estimate]:
+    folder = backbone_path(name)
+    if name == "vae":
+        return measure_vae(folder, split, pictures=sample, seed=seed)
+    if name == "denoiser":
+        vae, clip = Latents(str(backbone_path("vae"))), load(CLIPModel, backbone_path("clip"))
+        return measure_denoiser(folder, split, vae, clip, pictures=sample, seed=seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if name.startswith("clip"):
+        return measure_clip(load(CLIPModel, folder), tokenizer, split=split, seed=seed, pictures=sample)
+    return measure_lm(load(LlamaForCausalLM, folder), tokenizer, split=split, seed=seed, scenes=sample)

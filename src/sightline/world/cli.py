@@ -113,7 +113,9 @@ LINE_EVERY = 30.0
 
 @app.command()
 def build(
-    backbone: Annotated[Backbone, typer.Argument(help="Two CLIPs and two language models; see `docs/world.md`.")],
+    backbone: Annotated[
+        Backbone, typer.Argument(help="CLIPs, language models, a VAE, a denoiser; see `docs/world.md`.")
+    ],
     out: Annotated[Path | None, typer.Option(help="A new or empty folder.", show_default="backbones/NAME")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the initial weights and the training data.")] = 0,
     steps: Annotated[
@@ -122,7 +124,7 @@ def build(
 ) -> None:
     """Train a tiny backbone of the world again, on one CPU thread with another that draws its data.
 
-    What ships need not be built to be used. The folder holds a standard `CLIPModel` or `LlamaForCausalLM`, and
+    What ships need not be built to be used. The folder holds a standard model of transformers or diffusers, and
     `card.json` with its recipe, its time, and what it measures beside its thresholds. Stopped or killed, the same
     command goes on where it was, to the same weights. Example: `sightline world build clip --steps 200`
     """
@@ -156,6 +158,16 @@ def build(
 
             recipe = CONTRAST_ONLY if backbone is Backbone.clip_contrast else ClipRecipe()
             build_clip(out, replace(recipe, seed=seed, steps=steps or recipe.steps), advance)
+        elif backbone is Backbone.vae:
+            from .build_vae import VaeRecipe, build_vae
+
+            recipe = VaeRecipe()
+            build_vae(out, replace(recipe, seed=seed, steps=steps or recipe.steps), advance)
+        elif backbone is Backbone.denoiser:
+            from .build_denoiser import DenoiserRecipe, build_denoiser
+
+            recipe = DenoiserRecipe()
+            build_denoiser(out, replace(recipe, seed=seed, steps=steps or recipe.steps), advance)
         else:
             from .build_lm import SMALL, LmRecipe, build_lm
 

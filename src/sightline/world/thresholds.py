@@ -35,8 +35,12 @@ LEAST: dict[str, Mapping[str, float]] = {
         "fact": 0.9,
     },
 }
-"""The share that a backbone's score must be above; other scores are printed without a threshold."""
+"""What a backbone's score must be above; other scores are printed without a threshold."""
 LEAST["lm-small"] = LEAST["lm"]
+LEAST["vae"] = {"psnr": 28.0, "letter": 0.95}
+LEAST["denoiser"] = {"gain": 3.0}
+DECIBELS = ("psnr", "psnr_blank", "gain")
+"""Scores that are no shares."""
 CHANCE = {"clip": {"fine_low": 1 / len(LETTERS)}}
 """Scores whose interval must contain chance: what the low view cannot tell."""
 
@@ -61,6 +65,7 @@ class Finding:
     def line(self) -> str:
         """The finding in one line of a table."""
         score = f"{self.score.value:.3f} ({self.score.low:.3f} to {self.score.high:.3f})"
+        score += " dB" if self.name in DECIBELS else ""
         wanted = f"above {self.least:g}" if self.least is not None else ""
         wanted = f"holds {self.chance:g}" if self.chance is not None else wanted
         verdict = ("passes" if self.passes else "MISSES") if wanted else ""
@@ -69,7 +74,8 @@ class Finding:
     def as_row(self) -> dict[str, float | bool]:
         """The finding for machines, with its threshold where it has one."""
         score = self.score
-        row = {"share": round(score.value, 4), "low": round(score.low, 4), "high": round(score.high, 4), "n": score.n}
+        unit = "dB" if self.name in DECIBELS else "share"
+        row = {unit: round(score.value, 4), "low": round(score.low, 4), "high": round(score.high, 4), "n": score.n}
         if self.least is not None:
             row |= {"above": self.least}
         if self.chance is not None:

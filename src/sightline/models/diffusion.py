@@ -1,0 +1,129 @@
+"""What VLSA takes of diffusers: a VAE, and a denoiser of Stable Diffusion 3's kind.
+
+Each is named by a folder that diffusers wrote (of the part, or of a whole pipeline), by the hub id of a pipeline, or as
+`world:vae` and `world:denoiser`. Sizes are read from configs alone, so that a dry run needs no weights; those of Stable
+Diffusion 3 medium ship with Sightline, in `recipes/diffusers`.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ..errors import SightlineError
+from .backbones import resolve
+from .hub import found
+
+Part = Literal["vae", "transformer"]
+"""The folder of a part inside a pipeline."""
+
+ARCHITECTURES = Path(__file__).parents[1] / "recipes" / "diffusers"
+
+
+def diffusers() -> Any:
+    """The library, which is an extra: it is imported when it is needed.
+
+    Raises:
+        SightlineError: if it is not installed.
+    """
+    try:
+        import diffusers as library
+    except ImportError:
+        raise SightlineError(
+            "reconstruction needs diffusers, which is not installed. Run: pip install 'sightline[vlsa]'"
+        ) from None
+    return library
+
+
+@lru_cache(maxsize=8)
+def part_config(name: str, part: Part) -> dict[str, Any]:
+    """The config of a part: of its folder, else the one that ships, else the hub's.
+
+    Raises:
+        SightlineError: if there is none.
+    """
+    path = Path(resolve(name))
+    shipped = ARCHITECTURES / name.replace("/", "--") / part
+    for folder in (path / part, path, shipped):
+        if (folder / "config.json").is_file():
+            return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if path.is_dir():
+        raise SightlineError(f"'{name}' has no {part}/config.json. Give a folder that diffusers wrote.")
+    return found(lambda: _class_of(part).load_config(name, subfolder=part), name)
+
+
+def build_part(part: Part, config: dict[str, Any]) -> Any:
+    """A part of these sizes, with fresh weights."""
+    return _class_of(part).from_config(config)
+
+
+def load_denoiser(name: str) -> nn.Module:
+    """A denoiser with its weights, in fp32.
+
+    Raises:
+        SightlineError: if it cannot be found, or weights are missing.
+    """
+    return _load(name, "transformer")
+
+
+class Latents:
+    """A frozen VAE: pixels to the latents that a denoiser works on, and back."""
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        """
+        Raises:
+            SightlineError: if it cannot be found, or weights are missing.
+        """
+        self.vae: Any = _load(name, "vae").requires_grad_(False).eval().to(device)
+        self.shift, self.scale = normaliser(part_config(name, "vae"))
+
+    @torch.no_grad()
+    def encode(self, pixels: UInt8[Tensor, "images 3 side side"]) -> Float[Tensor, "images channels height width"]:
+        """The latents' means, shifted and scaled as the denoiser expects; in fp32."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            moments = self.vae.encode(pixels.float() / 127.5 - 1).latent_dist
+            return (moments.mode() - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "images channels height width"]) -> UInt8[Tensor, "images 3 side side"]:
+        """Pixels of latents."""
+        with torch.autocast(latents.device.type, enabled=False):
+            pixels = self.vae.decode(latents.float() / self.scale + self.shift).sample
+        return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def normaliser(config: dict[str, Any]) -> tuple[float, float]:
+    """What a VAE's latents are shifted by, and then scaled by."""
+    return config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
+
+
+def shrinks_by(config: dict[str, Any]) -> int:
+    """Pixels along the side of a latent."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def _class_of(part: Part) -> Any:
+    return diffusers().AutoencoderKL if part == "vae" else diffusers().SD3Transformer2DModel
+
+
+def _load(name: str, part: Part) -> Any:
+    path = Path(resolve(name))
+    inside = {"subfolder": part} if not path.is_dir() or (path / part / "config.json").is_file() else {}
+    place = str(path) if path.is_dir() else name
+    model, info = found(
+        lambda: _class_of(part).from_pretrained(
+            place, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True, **inside
+        ),
+        name,
+    )
+    for trouble in ("missing_keys", "mismatched_keys"):
+        if info[trouble]:
+            raise SightlineError(
+                f"'{name}' does not hold its whole {part}: {trouble.removesuffix('_keys')} "
+                f"{', '.join(map(str, sorted(info[trouble])[:3]))}. Those weights would be random. Use an intact one."
+            )
+    return model
