@@ -58,10 +58,8 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
         ids = model.config.slot_token_ids or {}
         note["prefix_tokens"] = {token: ids[token] for token in model.config.prefix_tokens}
     methods = model.config.methods
-    pairs = zip(methods or [], model.model.methods.all, strict=True)
-    model.config.methods = [
-        record for record, method in pairs if changes_forward(method)
-    ]  # others serve training alone
+    records = zip(methods or [], model.model.methods.all, strict=True)  # those that serve training alone are left out
+    model.config.methods = [record for record, method in records if changes_forward(method)]
     try:
         with quiet(), atomic_folder(path) as folder:
             if adapted:

@@ -93,6 +93,12 @@ def output_size(image_processor: Any) -> tuple[int, int]:
     return (side, side) if side else (size["height"], size["width"])
 
 
+def crops_of(picture: Image.Image, side: int) -> list[Image.Image]:
+    """Squares of `side` pixels that tile a picture, row by row."""
+    corners = [(top, left) for top in range(0, picture.height, side) for left in range(0, picture.width, side)]
+    return [picture.crop((left, top, left + side, top + side)) for top, left in corners]
+
+
 def seen_box(image_processor: Any, size: tuple[int, int]) -> Box:
     """The box that an image processor of CLIP's, LLaVA's, SigLIP's or DINOv2's kind makes its pixels of.
 

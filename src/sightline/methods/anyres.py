@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from ..data.view import Box, Frame
+from ..data.view import Box, Frame, crops_of
 from ..errors import SightlineError
 from ..types import Batch
 from .base import BuiltIn, MethodConfig, Needs, Size, Sizes, Tap, Views
@@ -65,9 +65,7 @@ class AnyResViews(Views):
             size = (min(math.ceil(image.width * down), wide), high)
         canvas = Image.new("RGB", (wide, high), BLACK)
         canvas.paste(image.resize(size, frame.resample), ((wide - size[0]) // 2, (high - size[1]) // 2))
-        corners = [(row * side, column * side) for row in range(rows) for column in range(columns)]
-        crops = [canvas.crop((left, top, left + side, top + side)) for top, left in corners]
-        return [image.resize((side, side), frame.resample), *crops]
+        return [image.resize((side, side), frame.resample), *crops_of(canvas, side)]
 
     def tokens(self, size: Size, side: int, per_view: int) -> int:
         rows, columns = self.raster(size, side)

@@ -23,7 +23,7 @@ from .cards import Build, finish, load
 from .clip_data import MEAN, STD, ClipBatch, Kind, clip_batch
 from .draw import SIDE
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
-from .training import Descent, Progress, descend, ends_with_its_parent, one_thread
+from .training import Descent, Progress, descend, ends_with_its_parent, one_thread, warmed_cosine
 
 MAX_TEXT = 80
 BOX = 4
@@ -238,15 +238,12 @@ def build_clip(
             batch = next(batches)
         return clip_loss(model, tokenizer, batch, recipe)
 
-    def rate(step: int) -> float:
-        return min((step + 1) / recipe.warmup, 0.5 + 0.5 * float(np.cos(np.pi * step / recipe.steps)) + 0.01)
-
     with one_thread(recipe.seed):
         model = CLIPModel(clip_config(tokenizer, recipe))
         seconds = descend(
             model,
             loss_of,
-            Descent(recipe.steps, recipe.lr, recipe.weight_decay, rate),
+            Descent(recipe.steps, recipe.lr, recipe.weight_decay, warmed_cosine(recipe.warmup, recipe.steps)),
             state=build.state,
             recipe=recipe,
             progress=progress,

@@ -15,16 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from ..models.diffusion import Latents, diffusers
+from ..models.diffusion import Latents, build_part
 from ..objectives.flow import TIMESTEPS, draw_noise_levels, flow_losses, noised
 from . import backbone_path
 from .build_clip import encode_pixels, patch_size
 from .cards import Build, finish, load
-from .clip_data import to_pixel_values
+from .clip_data import picture_values
 from .draw import FINE, SIDE, render
 from .measure_clip import before_last
 from .scene import Scene, sample_scene
-from .training import Descent, Progress, descend, one_thread
+from .training import Descent, Progress, descend, one_thread, warmed_cosine
 
 CONDITION = "condition.safetensors"
 """The layers that make prompts of what CLIP sees, beside the denoiser's own weights."""
@@ -73,10 +73,7 @@ class Condition(nn.Module):
 @torch.no_grad()
 def look(clip: CLIPModel, scenes: list[Scene]) -> Seen:
     """What a CLIP makes of scenes: of the small view, and of the quarters of the high one."""
-    low, high = (
-        to_pixel_values(torch.from_numpy(np.stack([np.asarray(render(s, view)) for s in scenes])).permute(0, 3, 1, 2))
-        for view in ("low", "high")
-    )
+    low, high = picture_values(scenes, "low"), picture_values(scenes, "high")
     side, grid = SIDE["low"], SIDE["low"] // patch_size(clip)
     quarters = high.unflatten(3, (FINE, side)).unflatten(2, (FINE, side)).permute(0, 2, 4, 1, 3, 5)
     fine = before_last(clip, quarters.flatten(0, 2)).unflatten(1, (grid, grid)).unflatten(0, (-1, FINE, FINE))
@@ -126,9 +123,7 @@ def build_denoiser(
         clean = torch.cat([latents.encode(pixels_of(scenes[i : i + 16])) for i in range(0, len(scenes), 16)])
         model = nn.ModuleDict(
             {
-                "denoiser": diffusers().SD3Transformer2DModel(
-                    **denoiser_config(recipe, clean.shape[1], clean.shape[2])
-                ),
+                "denoiser": build_part("transformer", denoiser_config(recipe, clean.shape[1], clean.shape[2])),
                 "condition": Condition(seen.tokens.shape[-1], seen.whole.shape[-1], recipe.width),
             }
         )
@@ -148,13 +143,10 @@ def build_denoiser(
             ).sample
             return flow_losses(velocity, clean[rows], noise, levels, "velocity").mean()
 
-        def rate(step: int) -> float:
-            return min((step + 1) / recipe.warmup, 0.5 + 0.5 * float(np.cos(np.pi * step / recipe.steps)) + 0.01)
-
         seconds = descend(
             model,
             loss_of,
-            Descent(recipe.steps, recipe.lr, recipe.weight_decay, rate),
+            Descent(recipe.steps, recipe.lr, recipe.weight_decay, warmed_cosine(recipe.warmup, recipe.steps)),
             state=build.state,
             recipe=recipe,
             progress=progress,

@@ -1,7 +1,8 @@
 """Builds the world's VAE: a standard `AutoencoderKL` of diffusers, whose latents are what VLSA reconstructs.
 
 Latents are a quarter of a picture wide and high, with eight channels. It is trained on windows of pictures in both
-views, a third of them around a card, whose fine letter is the first thing that a VAE loses: stripes one pixel wide.
+views; where a high view has a card, a third of them are around it: its fine letter, in stripes one pixel wide, is the
+first thing that a VAE loses.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ..models.diffusion import diffusers
 from .cards import Build, finish
 from .draw import CELL, SIDE, render
 from .scene import GRID, Scene, sample_scene
-from .training import Descent, Progress, descend, one_thread
+from .training import Descent, Progress, descend, one_thread, warmed_cosine
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def vae_config(recipe: VaeRecipe) -> dict[str, object]:
 
 
 def window_of(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
-    """A square of a scene's picture: of the high view, a third of them around its card, or of the low view."""
+    """A square of a scene's picture: of the high view, around its card in one of three, or of the low view."""
     view = "low" if rng.random() < 0.25 else "high"
     picture = np.asarray(render(scene, view))
     most = SIDE[view] - size
@@ -104,15 +105,12 @@ def build_vae(out: Path, recipe: VaeRecipe | None = None, progress: Progress | N
         torch.manual_seed(recipe.seed * 1_000_003 + step)  # of the latents' noise, so that a build can go on
         return vae_loss(vae, windows(recipe, step), recipe)
 
-    def rate(step: int) -> float:
-        return min((step + 1) / recipe.warmup, 0.5 + 0.5 * float(np.cos(np.pi * step / recipe.steps)) + 0.01)
-
     with one_thread(recipe.seed):
         vae = diffusers().AutoencoderKL(**vae_config(recipe))
         seconds = descend(
             vae,
             loss_of,
-            Descent(recipe.steps, recipe.lr, recipe.weight_decay, rate),
+            Descent(recipe.steps, recipe.lr, recipe.weight_decay, warmed_cosine(recipe.warmup, recipe.steps)),
             state=build.state,
             recipe=recipe,
             progress=progress,
@@ -126,7 +124,7 @@ def build_vae(out: Path, recipe: VaeRecipe | None = None, progress: Progress | N
             None,
             measure=measure_vae,
             seconds=seconds,
-            data="windows of pictures of the world's train split, in both views, a quarter of them around a card",
+            data="windows of pictures of the world's train split, in both views, some of them around a card",
             objective="absolute error of pixels and of their differences, and a small divergence from a normal",
         )
 

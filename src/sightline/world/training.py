@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -38,6 +39,11 @@ class Descent:
     weight_decay: float
     rate: Callable[[int], float]
     """The learning rate of a step as a share of the highest."""
+
+
+def warmed_cosine(warmup: int, steps: int) -> Callable[[int], float]:
+    """A rate that rises for `warmup` steps and falls as a cosine to a hundredth."""
+    return lambda step: min((step + 1) / warmup, 0.5 + 0.5 * float(np.cos(np.pi * step / steps)) + 0.01)
 
 
 def ends_with_its_parent(_: int) -> None:

@@ -10,6 +10,7 @@ Source: VLSA, section 3.1, equations 3 and 4; deviations in docs/papers.md.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -191,6 +192,10 @@ class Reconstruct(Redraws):
         return self.train_only["epigone"](tokens, trace.kept.get(WHOLE, tokens.mean(1)))
 
     def operations(self, size: Size, side: int) -> tuple[int, int]:
+        return 0, self._of_the_loss
+
+    @cached_property
+    def _of_the_loss(self) -> int:
         """By torch's counter, on the meta device: the VAE's encoder, the Epigone, and the denoiser."""
         pixels, latents = self.config.resolution, self.config.resolution // self.cell
         with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -202,7 +207,7 @@ class Reconstruct(Redraws):
                 tokens, width = self.sizes.patches, self.sizes.d_vision
             told = method.train_only["epigone"](torch.zeros(1, tokens, width), torch.zeros(1, width))
             method.velocity(torch.zeros(1, self.channels, latents, latents), torch.zeros(1), *told)
-        return 0, counter.get_total_flops()
+        return counter.get_total_flops()
 
     def velocity(
         self,

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from ...data.view import Frame
+from ...data.view import Frame, crops_of
 
 Low = Literal["padded", "original"]
 """What the small view shows: the padded image, as the crops do, or the image alone, as LLaVA-NeXT's does."""
@@ -82,10 +82,7 @@ def views_of(image: Image.Image, raster: Raster, frame: Frame, low: Low = "padde
     padded = Image.new("RGB", (raster.columns * side, raster.rows * side), frame.colour)
     padded.paste(image if image.size == size else image.resize(size, frame.resample), (0, 0))
     small = (padded if low == "padded" else image).resize((side, side), frame.resample)
-    if raster.views == 1:
-        return [small]
-    corners = [(row * side, column * side) for row in range(raster.rows) for column in range(raster.columns)]
-    return [small, *(padded.crop((left, top, left + side, top + side)) for top, left in corners)]
+    return [small, *crops_of(padded, side)] if raster.views > 1 else [small]
 
 
 def shown_in_crops(raster: Raster, grid: int) -> Bool[Tensor, "crops patches"]:
