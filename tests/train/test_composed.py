@@ -1,26 +1,39 @@
-"""SEA and AlignGPT on one trunk: both stages, annotated, killed and resumed; and what each leaves behind."""
+"""SEA, AlignGPT and VLSA on one trunk: both stages, annotated, killed and resumed; and what each leaves behind."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_resume import metrics, same, stop_after
 
 from sightline.checkpoints import load_model
 from sightline.config import Recipe, check
 from sightline.generation import Assistant
+from sightline.reconstruct import reconstruct
 from sightline.train import train
 from sightline.train.annotate import annotate_method
 
 METHODS = ("sea", "aligngpt")
+ALL = (*METHODS, "perceiver", "reconstruct")
+LOSSES = {"sea": "sea/contrastive", "reconstruct": "reconstruct/flow"}
 
 
-def recipe(joint: Path, language: Path, pictures: Path, out: Path, words: Path, methods=METHODS) -> Recipe:
+def recipe(
+    joint: Path, language: Path, pipeline: Path, pictures: Path, out: Path, words: Path, methods=METHODS
+) -> Recipe:
     """Two stages of six steps, a checkpoint every second one."""
-    records = {"sea": {"name": "sea", "words": str(words)}, "aligngpt": {"name": "aligngpt", "levels": 4}}
-    parts = {"sea": ["sea"], "aligngpt": ["aligngpt.levels"]}
+    parts = {
+        "sea": ["sea"],
+        "aligngpt": ["aligngpt.levels"],
+        "perceiver": ["perceiver"],
+        "reconstruct": ["reconstruct"],
+    }
+    ldm = {"vae": str(pipeline), "denoiser": str(pipeline), "resolution": 16, "latents": "stored"}
+    options = {"sea": {"words": str(words)}, "aligngpt": {"levels": 4}, "reconstruct": ldm}
     shared = {"batch_size": 4, "steps": 6, "save_every": 2, "lr": 5e-3}
     captions = {"path": str(pictures / "captions.json"), "template": "plain"}
     gate = ["aligngpt.gate"] if "aligngpt" in methods else []
@@ -28,7 +41,7 @@ def recipe(joint: Path, language: Path, pictures: Path, out: Path, words: Path, 
         "name": "pretrain",
         "data": captions,
         "trainable": ["connector", *(part for name in methods for part in parts[name])],
-        "weights": {"sea/contrastive": 1.0} if "sea" in methods else {},
+        "weights": {LOSSES[name]: 1.0 for name in methods if name in LOSSES},
     }
     tune = {
         "name": "tune",
@@ -43,36 +56,39 @@ def recipe(joint: Path, language: Path, pictures: Path, out: Path, words: Path, 
             "annotations": str(out / "annotations"),
             "device": "cpu",
             "model": {"vision": str(joint), "language": str(language)},
-            "methods": [records[name] for name in methods],
+            "methods": [{"name": name} | options.get(name, {}) for name in methods],
             "stages": [pretrain | shared, tune | shared],
         }
     )
 
 
 @pytest.fixture(scope="module")
-def made(tiny_joint, tiny, pictures, tmp_path_factory):
+def made(tiny_joint, tiny, pipeline, pictures, tmp_path_factory):
     """Composes recipes whose labels and levels are there."""
     words = tmp_path_factory.mktemp("words") / "words.txt"
     words.write_text("\n".join(["red", "blue", "cat", "box", "ball", "table", "two"]))
     out = tmp_path_factory.mktemp("composed")
 
     def make(name: str, methods=METHODS) -> Recipe:
-        composed = recipe(tiny_joint["clip"], tiny["llama"], pictures, out / name, words, methods)
+        composed = recipe(tiny_joint["clip"], tiny["llama"], pipeline, pictures, out / name, words, methods)
         composed = composed.model_copy(update={"annotations": str(out / "annotations")})
         for method in methods:
-            annotate_method(composed, method)
+            if method != "perceiver":
+                annotate_method(composed, method)
         return composed
 
     return make
 
 
 def test_killed_in_both_stages_it_ends_the_same(made, monkeypatch):
-    whole, broken = made("whole"), made("broken")
+    whole, broken = made("whole", ALL), made("broken", ALL)
     train(whole, quiet=True)
     stop_after(monkeypatch, broken, "00-pretrain-0000004")
     stop_after(monkeypatch, broken, "01-tune-0000002", resume=True)
     train(broken, resume=True, quiet=True)
-    assert {"loss/sea/contrastive", "aligngpt/entropy"} <= {key for row in metrics(whole.run_folder) for key in row}
+    logged = {"aligngpt/entropy"}
+    logged |= {f"{what}/{LOSSES[name]}" for name in LOSSES for what in ("loss", "visual_grad/cosine")}
+    assert logged <= {key for row in metrics(whole.run_folder) for key in row}
     same(whole.run_folder, broken.run_folder)
 
 
@@ -91,6 +107,22 @@ def test_levels_move_in_stage_1_and_the_gate_in_stage_2(made):
     begun = pytest.approx(-math.log(0.07), abs=1e-6)
     assert load_file(composed.run_folder / "train_only.safetensors")["sea.train_only.temperature.log_scale"] != begun
     assert Assistant(composed.run_folder).levels == range(1, 5)
+
+
+def test_all_of_them_answer_and_draw_from_disk(made):
+    """What a run saves answers rows together as alone, at each level; with what served training, the run draws too."""
+    composed = made("answers", ALL)
+    train(composed, quiet=True)
+    assistant = Assistant(composed.run_folder / "model")
+    assert [record["name"] for record in assistant.model.config.methods] == ["aligngpt", "perceiver"]
+    wide, small = Image.new("RGB", (90, 40), "blue"), Image.new("RGB", (20, 30), "red")
+    rows = list(zip([[wide], [], [small, wide]], ["What colour is it?", "Is snow white?", "The same?"], strict=True))
+    for level in (None, 2):
+        answers = partial(assistant.answers, max_new_tokens=4, level=level)
+        together = answers([images for images, _ in rows], [asked for _, asked in rows])
+        assert together == [answers([images], [asked])[0] for images, asked in rows]
+    drawn = reconstruct(composed.run_folder, [wide, small], steps=2).drawn
+    assert not torch.equal(drawn[0], drawn[1]), "each from its own tokens"
 
 
 def test_each_is_the_same_beside_the_other_at_the_first_step(made):
