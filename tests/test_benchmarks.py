@@ -105,3 +105,17 @@ def test_a_step_with_sea_is_timed_beside_one_without(tmp_path: Path) -> None:
     assert row["size"] == "tiny" and row["low"] <= row["more_time"] <= row["high"]
     assert 0 < row["more_flops"] <= 0.01, "the loss is counted, and small"
     assert "By the formulas" in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_first_token_is_timed_part_by_part(tmp_path: Path) -> None:
+    out = tmp_path / "first_token.json"
+    command = [sys.executable, str(BENCHMARKS / "first_token.py"), "--quick", "--turns", "2", "--out", str(out)]
+    subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["tokens"] for row in result["arms"]] == [9, 9, 9 + 6 * 7, 9 * 5]
+    for row in result["arms"]:
+        parts = dict(row["seconds"])
+        assert parts.pop("whole") == pytest.approx(sum(parts.values()), abs=1e-3) and row["low"] <= row["high"]
+        assert {"tower", "connector", "decoder"} <= parts.keys()
+    assert result["arms"][1]["seconds"]["perceiver"] > 0 and result["off a line"] < 0.01
+    assert "| 36 |" in out.with_suffix(".md").read_text(encoding="utf-8")

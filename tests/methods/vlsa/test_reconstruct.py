@@ -1,6 +1,7 @@
 """Reconstructive training: which images count, where gradients go, what is stored; and that none of it is exported."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from sightline.annotate import images
 from sightline.annotate.pictures import IMAGES, SEEDS
 from sightline.checkpoints import load_model, save_model, why_not_stock
 from sightline.cli import app
@@ -32,6 +34,7 @@ from sightline.train.objective import Objective
 from sightline.train.run import start
 from sightline.train.setup import set_trainable
 from sightline.types import Batch
+from stores import contents, killed_at_shard
 
 CPU = torch.device("cpu")
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
@@ -231,6 +234,23 @@ def test_stored_latents_are_those_of_the_step(tiny, pictures, pipeline, tmp_path
     train(made, quiet=True)
     with pytest.raises(SightlineError, match="encoded in each step"):
         annotate_method(online, "reconstruct", console=Console(quiet=True))
+
+
+def test_killed_between_shards_the_latents_end_the_same(tiny, pictures, pipeline, tmp_path, monkeypatch):
+    """SIGKILL as the second of three shards is written: the first stays, the end is the same bytes."""
+    monkeypatch.setattr(images, "SHARD_ROWS", 2)
+    made = {n: recipe(tiny, pictures, pipeline, tmp_path / n, latents="stored") for n in ("whole", "killed")}
+    store = partial(annotate_method, name="reconstruct", console=Console(quiet=True))
+    (whole,) = store(made["whole"])
+    killed_at_shard(2, lambda: store(made["killed"]))
+    folder = Path(made["killed"].annotations) / whole.name
+    first = {path: path.stat().st_ino for path in folder.glob("*-00000.*")}
+    assert len(first) == 1 and len(list(folder.glob("*.safetensors"))) == 2, "an index and a shard"
+    with pytest.raises(SightlineError, match=r"no latents of .* images.*annotate RECIPE --method reconstruct"):
+        train(made["killed"], quiet=True)
+    store(made["killed"])
+    assert contents(folder) == contents(whole) and len(list(whole.glob("*.safetensors"))) == 4
+    assert all(path.stat().st_ino == inode for path, inode in first.items())
 
 
 def test_the_tower_s_own_tokens_may_be_read(tiny, pictures, pipeline, tmp_path):
