@@ -97,6 +97,10 @@ def test_an_unknown_key_names_the_nearest_of_its_place(recipe, typo, expected):
             "stages.0.lr_by_part={language: 1}",
             "stages.0: lr_by_part names 'language', which is not in trainable ['connector']",
         ),
+        (
+            "stages.0.final_weights={answer: 1}",
+            "stages.0: final_weights names 'answer', which has no weight to begin with; name it in weights",
+        ),
     ],
 )
 def test_a_value_that_will_not_do(recipe, override, expected):

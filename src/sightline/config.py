@@ -190,6 +190,8 @@ class Stage(Record):
     weights: dict[str, float] = {}
     """Weights of losses by name. A method's loss counts in the stages that name it. A kind of token named here gets a
     mean of its own; the others share one."""
+    final_weights: dict[str, float] = {}
+    """What some of these weights are at the end of the stage: they go there in a straight line."""
     validate_every: Positive | None = None
     """Steps between validations, the first before any step; by default ten in a stage."""
     save_every: Positive | None = None
@@ -212,6 +214,13 @@ class Stage(Record):
         ]
         if idle:
             raise ValueError(f"lr_by_part names '{idle[0]}', which is not in trainable {self.trainable}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_that_change_have_a_beginning(self) -> "Stage":
+        for name in self.final_weights:
+            if not self.weights.get(name):
+                raise ValueError(f"final_weights names '{name}', which has no weight to begin with; name it in weights")
         return self
 
     @model_validator(mode="after")

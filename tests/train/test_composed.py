@@ -42,6 +42,7 @@ def recipe(
         "data": captions,
         "trainable": ["connector", *(part for name in methods for part in parts[name])],
         "weights": {LOSSES[name]: 1.0 for name in methods if name in LOSSES},
+        "final_weights": {"reconstruct/flow": 0.25} if "reconstruct" in methods else {},
     }
     tune = {
         "name": "tune",
@@ -90,6 +91,11 @@ def test_killed_in_both_stages_it_ends_the_same(made, monkeypatch):
     logged |= {f"{what}/{LOSSES[name]}" for name in LOSSES for what in ("loss", "visual_grad/cosine")}
     assert logged <= {key for row in metrics(whole.run_folder) for key in row}
     same(whole.run_folder, broken.run_folder)
+    steps = [row for row in metrics(broken.run_folder) if row["stage"] == "pretrain" and "lr/connector" in row]
+    for done, row in enumerate(steps):
+        flow = (1 - 0.75 * done / 6) * row["loss/reconstruct/flow"]
+        assert row["loss"] == pytest.approx(row["loss/answer"] + row["loss/sea/contrastive"] + flow), "a line from 1"
+    assert len(steps) == 6
 
 
 def test_levels_move_in_stage_1_and_the_gate_in_stage_2(made):

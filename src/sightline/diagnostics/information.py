@@ -22,9 +22,9 @@ from ..progress import watched
 from .kept import mean_interval
 from .subject import Subject
 
-SIDE = 96
-"""Pixels along a picture that is drawn."""
-CELL = 8
+SIDE = 192
+"""Pixels along a picture that is drawn: enough for what a small view loses."""
+CELL = 16
 """Pixels along what one query of the decoder draws."""
 WINDOW, DEVIATION = 11, 1.5
 """Of SSIM's Gaussian (Wang et al. 2004)."""

@@ -90,6 +90,7 @@ def train_stage(run: StageRun) -> Iterator[int]:
                 run.reporter.dropped(run.step, dropped, split="validation")
             run.reporter.validation(run.step, losses, name)
 
+    run.engine.objective.progress = run.step / total
     validate_if_due()
     share = (run.processes.rank, run.processes.world)
     loader = training_batches(run.rows, order, num_steps=total, start=run.step, workers=stage.workers, share=share)
@@ -114,6 +115,7 @@ def train_stage(run: StageRun) -> Iterator[int]:
             epoch, seconds = (run.step + 1) / order.steps_per_epoch, time.monotonic() - began
             run.reporter.step(run.step + 1, epoch=epoch, result=result, rates=rates, seconds=seconds)
         run.step += 1
+        run.engine.objective.progress = run.step / total
         if run.step == total and not run.samples:
             raise SightlineError(f"no row of stage '{stage.name}' can be used. Run: sightline doctor RECIPE")
         yield run.step

@@ -29,18 +29,30 @@ class Term:
     name: str
     pools: tuple[str, ...]
     weight: float
+    final: float
+    """Its weight at the end of a stage."""
+
+    def at(self, progress: float) -> float:
+        """Its weight after that share of the stage."""
+        return self.weight + progress * (self.final - self.weight)
 
 
 class Objective(nn.Module):
     """The model with its losses: the one module that a step calls, so that an engine can wrap it."""
 
     def __init__(
-        self, model: SightlineForConditionalGeneration, weights: Mapping[str, float], *, packing: bool = False
+        self,
+        model: SightlineForConditionalGeneration,
+        weights: Mapping[str, float],
+        *,
+        final_weights: Mapping[str, float] | None = None,
+        packing: bool = False,
     ) -> None:
         """
         Args:
             weights: by name of a loss: `language` and kinds of tokens, which weigh 1 where they are not named, and
                 losses of methods, which count where they are named.
+            final_weights: what some of them are once `progress` is 1.
             packing: run the language model on rows packed side by side; the losses are the same.
 
         Raises:
@@ -61,9 +73,10 @@ class Objective(nn.Module):
                     f"Known: {', '.join(known)}."
                 )
         pooled = tuple(kind for kind in kinds if kind not in weights)
-        terms = [Term(LANGUAGE, pooled, weights.get(LANGUAGE, 1.0))] if pooled else []
-        terms += [Term(kind, (kind,), weights[kind]) for kind in kinds if kind in weights]
-        terms += [Term(name, (name,), weights.get(name, 0.0)) for name in specs]
+        given = {LANGUAGE: 1.0} | dict.fromkeys(specs, 0.0) | dict(weights)
+        final = given | dict(final_weights or {})
+        pools = {LANGUAGE: pooled} | {name: (name,) for name in given if name != LANGUAGE}
+        terms = [Term(name, parts, given[name], final[name]) for name, parts in pools.items() if parts]
         self.terms = tuple(term for term in terms if term.weight != 0)
         if not self.terms:
             raise SightlineError(
@@ -73,6 +86,8 @@ class Objective(nn.Module):
         self.of_rank = frozenset(name for name, spec in specs.items() if spec.scope == "rank")
         self.additive = {name: spec for name, spec in specs.items() if spec.scope == "additive"}
         self.method_losses = frozenset(term.name for term in self.terms) & frozenset(specs)
+        self.progress = 0.0
+        """The share of the stage that is done, for weights that change over it."""
         self.watched = False
         """Whether forward passes keep their visual tokens in `visual`."""
         self.visual: Tensor | None = None
@@ -130,11 +145,10 @@ class Objective(nn.Module):
         """The loss to go backward from: the weighted means of all terms."""
         return torch.stack([self.weighted(term, sums, counts) for term in self.terms]).sum()
 
-    @staticmethod
-    def weighted(term: Term, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
+    def weighted(self, term: Term, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
         """A term's sum over its count in the whole optimizer step, times its weight."""
         summed, count = (torch.stack([values[name] for name in term.pools]).sum() for values in (sums, counts))
-        return term.weight * summed / count.clamp(min=1)
+        return term.at(self.progress) * summed / count.clamp(min=1)
 
 
 def add_up(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

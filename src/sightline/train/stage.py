@@ -64,7 +64,8 @@ def run_stage(
     plain = outline(model) if sharded else model
     if not sharded:
         assembly.to(processes.device)
-    engine = Engine(Objective(model, stage.weights, packing=stage.packing), stage, processes, recipe.parallel)
+    objective = Objective(model, stage.weights, final_weights=stage.final_weights, packing=stage.packing)
+    engine = Engine(objective, stage, processes, recipe.parallel)
     optimizer = build_optimizer(model, table, stage)
     order = rows.order(batch_size=stage.batch_size, accumulate=stage.accumulate, group_by_length=stage.group_by_length)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
