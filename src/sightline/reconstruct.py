@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoints.model import load_model
-from .checkpoints.trainonly import take_train_only
+from .checkpoints.trainonly import read_train_only
 from .config import Recipe, load_recipe
 from .data.collate import collate
 from .data.templates import get_template
 from .errors import SightlineError
 from .files import write_bytes
 from .methods.base import Redraws
+from .methods.compose import load_method_class
 from .models.assemble import Assembly, attach_methods
 from .models.sampling import psnr
 from .types import Turn
@@ -91,16 +92,17 @@ def _opened(run: Path) -> tuple[Recipe, Assembly]:
             "folder that `sightline train` wrote."
         )
     recipe = load_recipe(home / "recipe.yaml")
-    assembly = load_model(run)
-    attach_methods(assembly, recipe.methods)
-    if not any(isinstance(method, Redraws) for method in assembly.model.model.methods.all):
+    if not any(issubclass(load_method_class(record["name"]), Redraws) for record in recipe.methods):
         raise SightlineError(
             f"'{run}' was trained without reconstruction, so nothing can draw what its tokens keep. Train with the "
             "method `reconstruct`: methods=[..., {name: reconstruct}]"
         )
-    if not take_train_only(assembly.model, run):
+    left = read_train_only(run)
+    if not left.tensors:
         raise SightlineError(
             f"'{run}' has no train_only.safetensors, where the parts that draw are: a run writes it at its end. Give a "
             "finished run, or a stage of it that says save=true."
         )
+    assembly = load_model(run)
+    attach_methods(assembly, recipe.methods, left)
     return recipe, assembly

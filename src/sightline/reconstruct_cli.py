@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .errors import SightlineError
+
 
 def reconstruct(
     run: Annotated[
@@ -30,8 +32,10 @@ def reconstruct(
     from .reconstruct import write_sheet
     from .train.processes import pick_device
 
-    drawn = draw(run, [load_image(image) for image in images], steps=steps, seed=seed, device=pick_device(device))
     path = out or Path(f"{images[0].stem}-reconstructed.png")
+    if path.is_dir() or path.suffix.lower() != ".png":
+        raise SightlineError(f"'{path}' cannot be written: the picture is a PNG file. Give --out a name like x.png.")
+    drawn = draw(run, [load_image(image) for image in images], steps=steps, seed=seed, device=pick_device(device))
     write_sheet(drawn, path)
     typer.echo(str(path))
     for image, decibels in zip(images, drawn.psnr, strict=True):

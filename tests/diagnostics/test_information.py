@@ -1,5 +1,7 @@
 """Information kept: what tokens tell is drawn, what they do not is not, and SSIM is the field's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,12 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from sightline.diagnostics import information
-from sightline.diagnostics.information import SIDE, Budget, fidelity, fitted, measure_information, ssim
+from sightline.diagnostics.diagnose import fitted_and_asked
+from sightline.diagnostics.information import SIDE, Budget, fidelity, fitted, measure_information, pictures_of, ssim
+from sightline.diagnostics.material import Case, Material
 from sightline.errors import SightlineError
+from sightline.world.draw import render
+from sightline.world.scene import LETTERS, sample_scene
 
 FEW = Budget(steps=150, batch=16, width=32, layers=1)
 """Some seconds."""
@@ -55,6 +61,35 @@ def test_the_same_tokens_give_the_same_decoder():
     again = fitted(tokens, pictures, budget, progress=False)
     assert torch.equal(drawn, torch.rand(1)), "torch's own generator is left where it was"
     assert all(torch.equal(a, b) for a, b in zip(once.parameters(), again.parameters(), strict=True))
+
+
+def test_the_decoder_is_the_same_for_any_tokens():
+    """What is not of their number and width begins alike, and sees the same images in the same order."""
+    budget = Budget(steps=0, batch=8, width=16, layers=1, heads=2)
+    pictures = squares(10)[1]
+    a, b = (fitted(torch.randn(10, *shape), pictures, budget, progress=False) for shape in ((9, 6), (36, 12)))
+    theirs = dict(b.named_parameters())
+    same = [torch.equal(x, theirs[name]) for name, x in a.named_parameters() if not name.startswith(("read", "place"))]
+    assert len(same) > 10 and all(same)
+
+
+def test_what_is_drawn_shows_what_a_small_view_loses():
+    """Two pictures of the world that differ in a card's fine letter alone; seen in the low view, they do not."""
+    scene = next(scene for n in range(50) if (scene := sample_scene(0, "test", n)).card is not None)
+    other = replace(scene, card=replace(scene.card, letter=LETTERS[LETTERS[0] == scene.card.letter]))
+    high, low = ([pictures_of([render(s, view)]) for s in (scene, other)] for view in ("high", "low"))
+    cells = [(a - b).abs().max() for a, b in (high, low)]
+    assert cells[0] > 0.3 and cells[1] < 0.05
+
+
+def test_too_few_training_images_are_none(tmp_path):
+    """A world that was drawn for the occasion has one: then every second image is one to fit on."""
+    files = [tmp_path / f"{n}.png" for n in range(8)]
+    for n, file in enumerate(files):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(file)
+    cases = tuple(Case(id=str(n), image=file, caption="") for n, file in enumerate(files[1:]))
+    known, asked = fitted_and_asked(Material("m", cases, known=(files[0],)))
+    assert [image.getpixel((0, 0))[0] for image in known] == [1, 3, 5, 7] and len(asked) == 3
 
 
 def test_ssim_is_the_field_s():

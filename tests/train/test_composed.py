@@ -37,6 +37,7 @@ def recipe(
     shared = {"batch_size": 4, "steps": 6, "save_every": 2, "lr": 5e-3}
     captions = {"path": str(pictures / "captions.json"), "template": "plain"}
     gate = ["aligngpt.gate"] if "aligngpt" in methods else []
+    vlsa = [name for name in ("perceiver", "reconstruct") if name in methods]
     pretrain = {
         "name": "pretrain",
         "data": captions,
@@ -47,7 +48,8 @@ def recipe(
     tune = {
         "name": "tune",
         "data": {"path": str(pictures / "chats.json")},
-        "trainable": ["connector", "language", *gate],
+        "trainable": ["connector", "language", *gate, *vlsa],
+        "weights": {LOSSES["reconstruct"]: 1.0} if vlsa else {},
         "lr_by_part": dict.fromkeys(gate, 1e-2),
     }
     return check(

@@ -90,8 +90,9 @@ class Pictures(Annotation):
             return partial(read, seed=seed, value=FromPixels(self.picture))
         absent = "there are no latents of this stage's images"
         store = checked_store(self.folder, self.setting.sources, absent, FIX)
-        channels, cell = part_config(self.vae, "vae")["latent_channels"], shrinks_by(part_config(self.vae, "vae"))
-        return partial(read, seed=seed, value=FromStore(store, (channels, *[self.picture.side // cell] * 2)))
+        config = part_config(self.vae, "vae")
+        side = self.picture.side // shrinks_by(config)
+        return partial(read, seed=seed, value=FromStore(store, (config["latent_channels"], side, side)))
 
     @cached_property
     def folder(self) -> Path:

@@ -199,8 +199,9 @@ def begin_train_only(model: SightlineForConditionalGeneration, missing: Iterable
     if names:
         built = build_methods(model.config.methods or [], model.model.sizes)
         for method in built.all:
-            if any(name.startswith(f"{method.name}.") for name in names):
-                method.load_pretrained()
+            for part in method.pretrained:
+                if any(name.startswith(f"{method.name}.train_only.{part}.") for name in names):
+                    method.load_pretrained(part)
         fresh, state = built.state_dict(), model.model.methods.state_dict()
         for name in names:
             state[name].copy_(fresh[name])

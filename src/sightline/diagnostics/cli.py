@@ -73,7 +73,7 @@ def diagnose(
     from ..train.processes import pick_device
     from .diagnose import diagnose as measure
     from .diagnose import references
-    from .material import Material, read_captions, read_world, with_questions
+    from .material import KNOWN, Material, read_captions, read_world, with_questions
     from .subject import Subject
     from .tables import tables
 
@@ -86,7 +86,13 @@ def diagnose(
             console.print("drawing a world to look at (--data takes your own)", style="dim")
             data = Path(folder) / "world"
             few = {"validation": 1, "test": 1, "novel": 1} | {split: most}
-            make_world(data, train=1, validation=few["validation"], test=few["test"], novel=few["novel"])
+            make_world(
+                data,
+                train=KNOWN if Part.information in (only or ()) else 1,
+                validation=few["validation"],
+                test=few["test"],
+                novel=few["novel"],
+            )
         if data is None:
             material = Material("", ())
         elif data.is_dir():

@@ -18,7 +18,7 @@ from . import Part
 from .captions import measure_captions
 from .cause import measure_cause
 from .geometry import measure_geometry
-from .information import measure_information
+from .information import Budget, measure_information
 from .kept import measure_kept
 from .levels import measure_gate, measure_levels
 from .material import Material, take
@@ -150,9 +150,10 @@ def diagnose(
 
 
 def fitted_and_asked(material: Material) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Images to fit a decoder on, and those that it draws: every second one where the material has no others."""
+    """Images to fit a decoder on, and those that it draws: every second one where the material has too few others."""
     cases = [case.image for case in material.cases]
-    known, asked = (material.known, cases) if material.known else (cases[::2], cases[1::2])
+    enough = len(material.known) >= Budget.batch
+    known, asked = (material.known, cases) if enough else (cases[::2], cases[1::2])
     return [load_image(path) for path in known], [load_image(path) for path in asked]
 
 

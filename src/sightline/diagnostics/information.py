@@ -1,13 +1,15 @@
 """Information kept: how well a picture can be drawn again from its visual tokens, by a reader new to every model.
 
 A fresh decoder, the same for every model and with the same budget, is fitted on the frozen tokens of some images and
-draws others. What it draws is held against the pictures (PSNR, SSIM) and against what a frozen encoder sees of them.
-The control draws from the tokens of another image: what there is to be had without reading.
+draws others: whole images, squeezed into a square, whatever the model crops or pads. What it draws is held against them
+(PSNR, SSIM) and against what a frozen encoder sees of them. The control draws from the tokens of another image: what
+there is to be had without reading.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,9 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..annotate.pairs import pooled_images
+from ..data.images import to_rgb
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate
 from ..models.joint import load_joint
+from ..models.sampling import psnr
 from ..progress import watched
 from .kept import mean_interval
 from .subject import Subject
@@ -71,14 +75,14 @@ class Decoder(nn.Module):
     def __init__(self, tokens: int, width: int, budget: Budget) -> None:
         super().__init__()
         cells = (SIDE // CELL) ** 2
-        self.read = nn.Linear(width, budget.width)
-        self.place = nn.Parameter(torch.randn(tokens, budget.width) * 0.2)
         self.queries = nn.Parameter(torch.randn(cells, budget.width) * 0.2)
         layer = nn.TransformerDecoderLayer(
             budget.width, budget.heads, 4 * budget.width, dropout=0.0, batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerDecoder(layer, budget.layers, norm=nn.LayerNorm(budget.width))
         self.draw = nn.Linear(budget.width, 3 * CELL**2)
+        self.read = nn.Linear(width, budget.width)  # last: what is before is the same for every model
+        self.place = nn.Parameter(torch.randn(tokens, budget.width) * 0.2)
 
     def forward(self, tokens: Float[Tensor, "images tokens d"]) -> Float[Tensor, "images 3 side side"]:
         """Pictures, from 0 to 1."""
@@ -113,7 +117,7 @@ def measure_information(
     parts = [_tokens(subject, images) for images in (known, asked)]
     mean, spread = parts[0].mean((0, 1)), parts[0].std((0, 1)).clamp(min=1e-6)
     fit, here = ((part - mean) / spread for part in parts)
-    pictures = [_pixels(subject, images) for images in (known, asked)]
+    pictures = [pictures_of(images) for images in (known, asked)]
     decoder = fitted(fit, pictures[0], budget, progress=progress)
     seen = Seer(encoder)
     with torch.no_grad():
@@ -133,9 +137,10 @@ def fitted(
         torch.manual_seed(budget.seed)
         decoder = Decoder(tokens.shape[1], tokens.shape[2], budget)
         optimizer = torch.optim.AdamW(decoder.parameters(), lr=budget.lr, weight_decay=0.0)
+        order = torch.Generator().manual_seed(budget.seed)
         rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, budget.steps)
         for _ in watched(range(budget.steps), "information", batch_size=1, progress=progress):
-            rows = torch.randint(len(tokens), (budget.batch,))
+            rows = torch.randint(len(tokens), (budget.batch,), generator=order)
             optimizer.zero_grad()
             F.mse_loss(decoder(tokens[rows]), pictures[rows]).backward()
             optimizer.step()
@@ -147,9 +152,8 @@ def fidelity(
     ours: Float[Tensor, "images 3 side side"], theirs: Float[Tensor, "images 3 side side"], seen: "Seer"
 ) -> Fidelity:
     """How near pictures are to theirs, each with what other images would give."""
-    error = (ours - theirs).square().flatten(1).mean(1).clamp(min=1e-12)
     distance = 1 - F.cosine_similarity(seen(ours), seen(theirs))
-    values = (-10 * torch.log10(error), ssim(ours, theirs), distance)
+    values = (psnr(ours, theirs, peak=1.0), ssim(ours, theirs), distance)
     return Fidelity(*(mean_interval(each.tolist()) for each in values))
 
 
@@ -201,8 +205,7 @@ def _tokens(subject: Subject, images: Sequence[Image.Image]) -> Float[Tensor, "i
     return torch.stack(visual).float().cpu()
 
 
-def _pixels(subject: Subject, images: Sequence[Image.Image]) -> Float[Tensor, "images 3 side side"]:
-    """What the model sees of images, from 0 to 1."""
-    drawn = [subject.sight.drawn(image, SIDE, pixelated=False) for image in images]
-    flat = [torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in drawn]
-    return torch.stack(flat).view(-1, SIDE, SIDE, 3).permute(0, 3, 1, 2).float() / 255
+def pictures_of(images: Sequence[Image.Image]) -> Float[Tensor, "images 3 side side"]:
+    """What is to be drawn of images, from 0 to 1: the same for every model."""
+    squares = [to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images]
+    return torch.stack([torch.from_numpy(np.array(square)) for square in squares]).permute(0, 3, 1, 2).float() / 255

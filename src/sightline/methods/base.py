@@ -239,8 +239,13 @@ class AlignmentMethod(nn.Module, ABC):
         """How its columns come about; None if others give them (`train(recipe, columns=...)`)."""
         return None
 
-    def load_pretrained(self) -> None:
-        """Take the weights that it does not begin with by chance. Called once, when it joins a model that lacks them.
+    @property
+    def pretrained(self) -> Mapping[str, str]:
+        """Parts of `train_only` that do not begin by chance, and where their first weights come from."""
+        return {}
+
+    def load_pretrained(self, part: str) -> None:
+        """Give one of those parts its first weights. Called once, when it joins a model and no run has left any.
 
         Raises:
             SightlineError: if they cannot be found.
@@ -272,9 +277,10 @@ class AlignmentMethod(nn.Module, ABC):
         can make it the embeddings of these tokens. None where `edit` does more."""
         return None
 
-    def operations(self, size: Size, side: int) -> tuple[int, int]:
-        """Floating-point operations of its forward pass for an image of this size: of any, and of a loss in training
-        beside. For the dry run; what is far below a percent of a model's may be 0."""
+    def operations(self, size: Size, side: int, stage: Stage | None = None) -> tuple[int, int]:
+        """Floating-point operations for an image of this size, forward and backward: those of generation, or with
+        `stage`, of a step of it with the losses that it weighs. For the dry run; what is far below a percent of a
+        model's may be 0."""
         return 0, 0
 
     def turns(self, sample: Sample, rng: np.random.Generator) -> list[InsertedTurn]:

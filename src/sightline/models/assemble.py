@@ -16,6 +16,7 @@ from ..methods.compose import Methods, build_methods
 from .backbones import ImageFit, LanguageModel, add_tokens, load_language_model, load_tower, location
 from .configuration import SightlineConfig, stock_strategy
 from .connectors import ConnectorName, build_connector, resolve_options
+from .left import Left, go_on
 from .modeling import SightlineForConditionalGeneration
 from .scales import check_scales
 from .towers import PatchSelect, tower_spec
@@ -143,16 +144,26 @@ def assemble(
     return assembly
 
 
-def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> None:
+def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]], left: Left | None = None) -> list[str]:
     """Give a model that has no methods those of a recipe, and the tokenizer the tokens of their slots.
 
     A model that has these methods keeps their weights, and takes the recipe's options. Those that serve training alone
-    it need not have: they begin anew.
+    it need not have: they go on with what is left of them, or begin anew.
+
+    Returns:
+        What was left of parts that do not go on with it, each with the reason.
 
     Raises:
         SightlineError: if the model has other methods already, or theirs need weights that it does not have.
     """
-    model, wanted = assembly.model, [dict(record) for record in records]
+    had = set(assembly.model.model.methods)
+    _replace_methods(assembly, [dict(record) for record in records])
+    methods = assembly.model.model.methods
+    return go_on(methods, left or Left(), {method.name for method in methods.all} - had)
+
+
+def _replace_methods(assembly: Assembly, wanted: list[dict[str, Any]]) -> None:
+    model = assembly.model
     have = model.config.methods or []
     if have == wanted:
         return
@@ -164,9 +175,6 @@ def attach_methods(assembly: Assembly, records: Sequence[Mapping[str, Any]]) -> 
         fits = {name: kept[name] for name, value in own.items() if name in kept and kept[name].shape == value.shape}
         methods.to(model.device).load_state_dict(own | fits, assign=True)
         methods.train(model.model.methods.training)
-    for method in methods.all:
-        if method.name not in model.model.methods:
-            method.load_pretrained()
     tokens = [slot.token for slot in methods.slots]  # those of the prefix are known already
     add_tokens(model, assembly.tokenizer, tokens)
     model.config.methods = wanted

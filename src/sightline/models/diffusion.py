@@ -6,7 +6,7 @@ Diffusion 3 medium ship with Sightline, in `recipes/diffusers`.
 """
 
 import json
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from .hub import found
 
 Part = Literal["vae", "transformer"]
 """The folder of a part inside a pipeline."""
+CLASSES: dict[Part, str] = {"vae": "AutoencoderKL", "transformer": "SD3Transformer2DModel"}
+"""Those of diffusers."""
 
 ARCHITECTURES = Path(__file__).parents[1] / "recipes" / "diffusers"
 
@@ -39,21 +41,30 @@ def diffusers() -> Any:
     return library
 
 
-@lru_cache(maxsize=8)
 def part_config(name: str, part: Part) -> dict[str, Any]:
     """The config of a part: of its folder, else the one that ships, else the hub's.
 
     Raises:
-        SightlineError: if there is none.
+        SightlineError: if there is none, or it is of something else.
     """
     path = Path(resolve(name))
-    shipped = ARCHITECTURES / name.replace("/", "--") / part
-    for folder in (path / part, path, shipped):
-        if (folder / "config.json").is_file():
-            return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if path.is_dir():
+    shipped = ARCHITECTURES / name.replace("/", "--") / part / "config.json"
+    if shipped.is_file():
+        return json.loads(shipped.read_text(encoding="utf-8"))
+    file = next((file for file in (path / part / "config.json", path / "config.json") if file.is_file()), None)
+    if file is None and path.is_dir():
         raise SightlineError(f"'{name}' has no {part}/config.json. Give a folder that diffusers wrote.")
-    return found(lambda: _class_of(part).load_config(name, subfolder=part), name)
+    if file is not None:
+        config = found(lambda: json.loads(file.read_text(encoding="utf-8")), name)
+    else:
+        config = found(lambda: _class_of(part).load_config(name, subfolder=part), name)
+    its = config.get("_class_name") if isinstance(config, dict) else None
+    if its != CLASSES[part]:
+        raise SightlineError(
+            f"'{name}' is no {part} that reconstruction can use: its config is of {its or 'something else'}, and it "
+            f"takes an {CLASSES[part]} of diffusers. Give the folder of one, or of a pipeline that has one."
+        )
+    return config
 
 
 def build_part(part: Part, config: dict[str, Any]) -> Any:
@@ -79,7 +90,7 @@ class Latents:
             SightlineError: if it cannot be found, or weights are missing.
         """
         self.vae: Any = _load(name, "vae").requires_grad_(False).eval().to(device)
-        self.shift, self.scale = normaliser(part_config(name, "vae"))
+        self.shift, self.scale = normaliser(self.vae.config)
 
     @torch.no_grad()
     def encode(self, pixels: UInt8[Tensor, "images 3 side side"]) -> Float[Tensor, "images channels height width"]:
@@ -96,18 +107,30 @@ class Latents:
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def normaliser(config: dict[str, Any]) -> tuple[float, float]:
+def predicted(
+    denoiser: nn.Module,
+    mixed: Float[Tensor, "images channels height width"],
+    timesteps: Float[Tensor, " images"],
+    prompt: Float[Tensor, "images tokens d"],
+    pooled: Float[Tensor, "images d_pooled"],
+) -> Float[Tensor, "images channels height width"]:
+    """The velocity that a denoiser sees in latents mixed with noise."""
+    told = {"encoder_hidden_states": prompt, "pooled_projections": pooled, "timestep": timesteps}
+    return denoiser(hidden_states=mixed, **told).sample
+
+
+def normaliser(config: Mapping[str, Any]) -> tuple[float, float]:
     """What a VAE's latents are shifted by, and then scaled by."""
     return config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
 
 
-def shrinks_by(config: dict[str, Any]) -> int:
+def shrinks_by(config: Mapping[str, Any]) -> int:
     """Pixels along the side of a latent."""
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def _class_of(part: Part) -> Any:
-    return diffusers().AutoencoderKL if part == "vae" else diffusers().SD3Transformer2DModel
+    return getattr(diffusers(), CLASSES[part])
 
 
 def _load(name: str, part: Part) -> Any:

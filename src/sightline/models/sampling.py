@@ -3,12 +3,10 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 from torch import Tensor
 
-from .diffusion import diffusers
-
-PEAK = 255.0
+from .diffusion import diffusers, predicted
 
 
 @torch.no_grad()
@@ -30,19 +28,18 @@ def sample(
     scheduler.set_timesteps(steps)
     latents = noise
     for timestep in scheduler.timesteps:
-        velocity = denoiser(
-            hidden_states=latents,
-            encoder_hidden_states=prompt,
-            pooled_projections=pooled,
-            timestep=timestep.expand(len(latents)).to(latents),
-        ).sample
+        velocity = predicted(denoiser, latents, timestep.expand(len(latents)).to(latents), prompt, pooled)
         latents = scheduler.step(velocity, timestep, latents).prev_sample
     return latents
 
 
 def psnr(
-    ours: UInt8[Tensor, "images 3 side side"], theirs: UInt8[Tensor, "images 3 side side"]
+    ours: Real[Tensor, "images 3 side side"], theirs: Real[Tensor, "images 3 side side"], *, peak: float = 255.0
 ) -> Float[Tensor, " images"]:
-    """Peak signal-to-noise ratio of each picture, in dB; 108 where both are the same."""
-    error = (ours.float() - theirs.float()).square().flatten(1).mean(1)
-    return 20 * torch.log10(PEAK / error.sqrt().clamp(min=1e-3))
+    """Peak signal-to-noise ratio of each picture, in dB; 120 where both are the same.
+
+    Args:
+        peak: the largest value of a pixel.
+    """
+    error = ((ours.float() - theirs.float()) / peak).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp(min=1e-12))

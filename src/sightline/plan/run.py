@@ -137,7 +137,8 @@ def plan(
         if not of_stage.rows.counted:
             notes[f"{stage.name}: its data is not all here; rows are the recipe's, one image in each is assumed"] = None
         for method in model.model.methods.all:
-            if not any(method.operations(of_stage.image, model.config.pixels_side)):
+            acts = method.needs.edits or any(stage.weights.get(spec.name) for spec in method.needs.losses)
+            if acts and not any(method.operations(of_stage.image, model.config.pixels_side, stage)):
                 notes[f"method '{method.name}': parameters and tokens are counted, its operations are not"] = None
         if stage.validation:
             notes["validation is not counted"] = None
@@ -211,16 +212,9 @@ def plan_stage(
 
 
 def operations(model: SightlineForConditionalGeneration, image: Size, stage: Stage | None = None) -> tuple[int, int]:
-    """Operations of a model's methods for an image, forward and backward; with `stage`, those of the losses it weighs.
-
-    The way back is taken for twice the way there, as it is where weights and what comes before them train.
-    """
-    total = 0
-    for method in model.model.methods.all:
-        always, in_loss = method.operations(image, model.config.pixels_side)
-        weighed = stage is not None and any(stage.weights.get(spec.name) for spec in method.needs.losses)
-        total += always + in_loss * weighed
-    return total, 2 * total
+    """Operations of a model's methods for an image, forward and backward; with `stage`, those of a step of it."""
+    each = [method.operations(image, model.config.pixels_side, stage) for method in model.model.methods.all]
+    return sum(forward for forward, _ in each), sum(backward for _, backward in each)
 
 
 def training_of(stage: Stage, model: SightlineForConditionalGeneration, image: Size | None = None) -> Training:

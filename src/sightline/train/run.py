@@ -24,7 +24,7 @@ import torch
 from ..checkpoints import load_model, save_model
 from ..checkpoints.model import model_folder, read_config
 from ..checkpoints.resume import Checkpoints
-from ..checkpoints.trainonly import save_train_only, take_train_only
+from ..checkpoints.trainonly import read_train_only, save_train_only
 from ..config import Recipe, Stage
 from ..data.dataset import Columns, Mixture
 from ..data.templates import get_template
@@ -74,7 +74,7 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         check_trackers(recipe.trackers)
         check_stages(recipe.stages)
         data = Data(recipe, columns, processes)
-        assembly = start(recipe, recipe.stages[0], None)
+        assembly = start(recipe, recipe.stages[0], None, data.say)
         data.rehearse(assembly)
 
         stack.enter_context(held(folder, processes))
@@ -100,7 +100,7 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
         now = saved.state["stage"] if saved is not None else 0
         for number, stage in enumerate(recipe.stages):
             if number:
-                assembly = start(recipe, stage, assembly)
+                assembly = start(recipe, stage, assembly, reporter.say)
             if stage.init_from is not None:
                 desk.carried.clear()
             if number < now:  # its training is in the checkpoint; what it made of the model's shape is done again
@@ -124,7 +124,9 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
     return folder
 
 
-def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
+def start(
+    recipe: Recipe, stage: Stage, current: Assembly | None, say: Callable[[str], None] = lambda text: None
+) -> Assembly:
     """The model that a stage starts from; what is fresh in it depends on the recipe's seed alone."""
     if stage.init_from is None and current is not None:
         return current
@@ -145,9 +147,9 @@ def start(recipe: Recipe, stage: Stage, current: Assembly | None) -> Assembly:
             vision_scales=parts.vision_scales,
             image_fit=parts.image_fit,
         )
-    attach_methods(assembly, recipe.methods)
-    if stage.init_from is not None:
-        take_train_only(assembly.model, stage.init_from)
+    left = read_train_only(stage.init_from) if stage.init_from is not None else None
+    for note in attach_methods(assembly, recipe.methods, left):
+        say(f"stage '{stage.name}' starts from {stage.init_from}: {note}")
     return assembly
 
 
@@ -160,15 +162,15 @@ class Data:
     processes: Processes
 
     def __post_init__(self) -> None:
-        def say(text: str) -> None:
-            if self.processes.main:
-                print(text, file=sys.stderr)
-
         for stage in self.recipe.stages:
             if stage.init_from is not None:
                 read_config(model_folder(stage.init_from))
-        self.training: list[Sources] = [read_data(stage.data, say) for stage in self.recipe.stages]
-        self.validation: list[Sources] = [read_data(stage.validation, say) for stage in self.recipe.stages]
+        self.training: list[Sources] = [read_data(stage.data, self.say) for stage in self.recipe.stages]
+        self.validation: list[Sources] = [read_data(stage.validation, self.say) for stage in self.recipe.stages]
+
+    def say(self, text: str) -> None:
+        if self.processes.main:
+            print(text, file=sys.stderr)
 
     def of(
         self, number: int, assembly: Assembly, say: Callable[[str], None] = lambda text: None

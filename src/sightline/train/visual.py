@@ -60,14 +60,15 @@ class VisualGradients:
             self._products[a, b] += (parts[a] * parts[b]).sum().double().cpu()
 
     def told(self) -> dict[str, float]:
-        """Norms as `visual_grad/<loss>`; as `visual_grad/cosine/<loss>` that of a method's with the language loss's."""
+        """Norms as `visual_grad/<loss>`; as `visual_grad/cosine/<loss>`, where neither is 0, the cosine of a method's
+        with the language loss's."""
         summed = self.engine.processes.add({" ".join(pair): value for pair, value in self._products.items()})
         product = {pair: float(summed[" ".join(pair)]) for pair in self._products}
         norms = {name: product[name, name] ** 0.5 for name in (LANGUAGE, *self.names)}
         told = {f"visual_grad/{name}": norm for name, norm in norms.items()}
         for name in self.names:
-            both = norms[name] * norms[LANGUAGE]
-            told[f"visual_grad/cosine/{name}"] = product[name, LANGUAGE] / both if both else 0.0
+            if both := norms[name] * norms[LANGUAGE]:
+                told[f"visual_grad/cosine/{name}"] = product[name, LANGUAGE] / both
         return told
 
     def _arrived(self, gradient: Tensor) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from ..models.diffusion import Latents, build_part
+from ..models.diffusion import Latents, build_part, predicted
 from ..objectives.flow import TIMESTEPS, draw_noise_levels, flow_losses, noised
 from . import backbone_path
 from .build_clip import encode_pixels, patch_size
@@ -135,12 +135,12 @@ def build_denoiser(
             levels = draw_noise_levels(torch.randn(recipe.batch, generator=draw))
             told = (torch.rand(recipe.batch, generator=draw) >= recipe.blank).float()
             prompt, pooled = model["condition"](Seen(seen.tokens[rows], seen.whole[rows]))
-            velocity = model["denoiser"](
-                hidden_states=noised(clean[rows], noise, levels),
-                encoder_hidden_states=prompt * told[:, None, None],
-                pooled_projections=pooled * told[:, None],
-                timestep=levels * TIMESTEPS,
-            ).sample
+            mixed, prompt, pooled = (
+                noised(clean[rows], noise, levels),
+                prompt * told[:, None, None],
+                pooled * told[:, None],
+            )
+            velocity = predicted(model["denoiser"], mixed, levels * TIMESTEPS, prompt, pooled)
             return flow_losses(velocity, clean[rows], noise, levels, "velocity").mean()
 
         seconds = descend(

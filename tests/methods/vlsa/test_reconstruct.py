@@ -1,5 +1,6 @@
 """Reconstructive training: which images count, where gradients go, what is stored; and that none of it is exported."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from sightline.annotate import images
@@ -25,7 +28,7 @@ from sightline.methods.base import Setting, Sizes
 from sightline.methods.compose import build_methods
 from sightline.methods.vlsa.reconstruct import LOSS, Reconstruct, draws
 from sightline.models.assemble import Assembly, assemble
-from sightline.models.diffusion import Latents, part_config
+from sightline.models.diffusion import Latents, load_denoiser, part_config
 from sightline.objectives.flow import flow_losses, noised
 from sightline.reconstruct import reconstruct as draw
 from sightline.train import train
@@ -262,11 +265,54 @@ def test_the_tower_s_own_tokens_may_be_read(tiny, pictures, pipeline, tmp_path):
     assert inner.methods["perceiver"].perceiver.w_o1.weight.grad.abs().max() > 0
 
 
-def test_several_views_need_the_perceiver(tiny, pictures, pipeline, tmp_path):
-    assembly, batch = ready(tiny, pictures, pipeline, tmp_path, perceiver=False)
-    ragged = replace(batch, visual_counts=torch.tensor([16, 15, 17, 16]))
-    with pytest.raises(SightlineError, match=r"images with \[15, 16, 17\] visual tokens.*`perceiver`"):
-        loss_of(assembly, ragged)
+@pytest.mark.parametrize(
+    ("beside", "reads", "message"),
+    [
+        ({"name": "anyres"}, "llm", "'anyres' gives images different numbers of visual tokens.*`perceiver`"),
+        ({"name": "anyres"}, "vision", "'anyres' gives several there. Say reads=llm"),
+        (PERCEIVER | {"space": "llm"}, "vision", "'perceiver' gives several there. Say reads=llm"),
+    ],
+)
+def test_views_that_no_denoiser_can_read_are_refused_before_training(
+    tiny, pictures, pipeline, tmp_path, beside, reads, message
+):
+    made = recipe(tiny, pictures, pipeline, tmp_path, perceiver=False, reads=reads)
+    made = made.model_copy(update={"methods": [beside, *made.methods]})
+    with pytest.raises(SightlineError, match=message):
+        train(made, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("perceiver", [True, False])
+def test_the_whole_image_is_the_perceiver_s_token_or_the_mean(tiny, pictures, pipeline, tmp_path, perceiver):
+    assembly, batch = ready(tiny, pictures, pipeline, tmp_path, perceiver=perceiver, reads="vision")
+    method = reconstruct(assembly)
+    trace = assembly.model.model.trace(batch)[0]
+    whole = trace.patches[:, 16] if perceiver else trace.patches.mean(1)
+    assert torch.equal(method.condition(trace, batch)[1], method.train_only["epigone"].pooled(whole))
+
+
+@pytest.mark.parametrize("latents", ["online", "stored"])
+def test_its_operations_are_those_that_torch_counts(tiny, pictures, pipeline, tmp_path, latents):
+    """The VAE without a way back, and a frozen denoiser with half of one."""
+    made = recipe(tiny, pictures, pipeline, tmp_path, latents=latents)
+    if latents == "stored":
+        annotate_method(made, "reconstruct", console=Console(quiet=True))
+    assembly, batch = ready(tiny, pictures, pipeline, tmp_path, latents=latents)
+    method = reconstruct(assembly)
+    for stage in made.stages:
+        set_trainable(assembly.model, stage)
+        trace = assembly.model.model.trace(batch)[0]
+        trace = replace(trace, visual=trace.visual.detach().requires_grad_())
+        trace = replace(trace, kept={name: x.detach().requires_grad_() for name, x in trace.kept.items()})
+        with sdpa_kernel(SDPBackend.MATH):  # the one that torch counts on a CPU
+            with FlopCounterMode(display=False) as forward:
+                loss = method.losses(trace, batch)[LOSS]
+            with FlopCounterMode(display=False) as backward:
+                loss.backward()
+        counted = [x.get_total_flops() / batch.num_images for x in (forward, backward)]
+        assert counted == pytest.approx(method.operations((32, 32), 32, stage), rel=0.06), "attention has no weights"
+    assert method.operations((32, 32), 32) == (0, 0), "none in generation"
 
 
 def test_sizes_of_the_paper():
@@ -301,17 +347,41 @@ def test_a_run_draws_what_its_tokens_keep(tiny, pictures, pipeline, tmp_path):
 
     loaded = load_model(run)
     assert [record["name"] for record in loaded.model.config.methods] == ["perceiver"], "no denoiser in what is saved"
-    onward = check(
-        {
-            **made.model_dump(),
-            "model": None,
-            "out": str(tmp_path / "on"),
-            "stages": [{**made.model_dump()["stages"][1], "init_from": str(run)}],
-        }
-    )
-    state = start(onward, onward.stages[0], None).model.model.methods["reconstruct"].state_dict()
     left = load_file(run / "train_only.safetensors")
+    state = begun_from(run, made)
     assert all(torch.equal(state[name.removeprefix("reconstruct.")], value) for name, value in left.items())
+
+    bad = CliRunner().invoke(app, ["reconstruct", str(run), str(images[0]), "--out", str(tmp_path)])
+    assert bad.exit_code == 1 and "cannot be written: the picture is a PNG file" in str(bad.exception)
+
+
+def begun_from(run: Path, made: Recipe, say=lambda text: None, **options) -> dict[str, torch.Tensor]:
+    """What serves training alone, as the next stage has it."""
+    dumped = made.model_dump()
+    stages = [{**dumped["stages"][1], "init_from": str(run)}]
+    methods = [*dumped["methods"][:-1], dumped["methods"][-1] | options]
+    onward = check(dumped | {"model": None, "out": str(run) + "-on", "methods": methods, "stages": stages})
+    return start(onward, onward.stages[0], None, say).model.model.methods["reconstruct"].state_dict()
+
+
+def test_a_stage_goes_on_with_a_part_or_begins_it_anew(tiny, pictures, pipeline, tmp_path):
+    """Whole or not at all, and not with what the recipe's denoiser is not; what a run has left is asked for nowhere
+    else."""
+    own = Path(shutil.copytree(pipeline, tmp_path / "own"))
+    made = recipe(tiny, pictures, own, tmp_path)
+    train(made, quiet=True)
+    left, said = load_file(tmp_path / "run" / "train_only.safetensors"), []
+    left = {name.removeprefix("reconstruct."): value for name, value in left.items()}
+    state = begun_from(tmp_path / "run", made, said.append, denoiser=str(pipeline), rank=3)
+    fresh = load_denoiser(str(pipeline)).state_dict()
+    assert all(torch.equal(state[f"train_only.denoiser.{name}"], value) for name, value in fresh.items())
+    assert state["train_only.epigone.prompt.0.weight"].shape[0] == 3
+    assert ["epigone begins anew: what the run left has other sizes" in said[0], len(said)] == [True, 2]
+    assert f"denoiser begins anew: the run had it from {own}, and the recipe says {pipeline}" in said[1]
+    next((own / "transformer").glob("*.safetensors")).unlink()
+    state = begun_from(tmp_path / "run", made)
+    assert all(torch.equal(state[name], value) for name, value in left.items())
+    assert draw(tmp_path / "run", [Image.new("RGB", (32, 32))], steps=2).drawn.shape == (1, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -336,9 +406,13 @@ def test_a_run_that_cannot_draw_says_why(tiny, pictures, pipeline, tmp_path, spo
         ({"denoiser": SD3}, "works on 16 channels, and VAE .* has 4"),
         ({"vae": "/nowhere"}, "no folder '/nowhere'"),
         ({"loss": "noise"}, "loss"),
+        ({"resolution": 64}, "resolution=64 is more than denoiser .* has places for. Use 32 or less"),
+        ({"vae": "PIPELINE/transformer"}, "is no vae .* its config is of SD3Transformer2DModel, and it takes an Auto"),
+        ({"denoiser": "PIPELINE/vae"}, "is no transformer .* its config is of AutoencoderKL"),
     ],
 )
 def test_what_does_not_fit_is_refused(pipeline, record, message):
     given = {"name": "reconstruct", "vae": str(pipeline), "denoiser": str(pipeline), "resolution": 16}
+    record = {key: str(value).replace("PIPELINE", str(pipeline)) for key, value in record.items()}
     with pytest.raises(SightlineError, match=message), torch.device("meta"):
         build_methods([given | record], Sizes(d_vision=8, d_llm=16, patches=16, tokens=16))

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ...config import Stage
 from ...data.view import Box, Frame
 from ...errors import SightlineError
 from ...types import Batch
@@ -174,11 +175,12 @@ class Perception(AlignmentMethod):
         alone = ~covered.any(1, keepdim=True)  # a token of padding sees what the whole image does
         return torch.cat([covered | (alone & shown), shown])
 
-    def operations(self, size: Size, side: int) -> tuple[int, int]:
+    def operations(self, size: Size, side: int, stage: Stage | None = None) -> tuple[int, int]:
         asking, keys = self.grid**2 + 1, self.views.raster(size, side).crops * self.grid**2
         width = self.perceiver.query.shape[1]
         products = asking * 4 + keys * (1 if self.perceiver.w_v is None else 2)
-        return 2 * width**2 * products + 4 * width * asking * (keys + asking), 0
+        forward = 2 * width**2 * products + 4 * width * asking * (keys + asking)
+        return forward, 2 * forward
 
     def idle(self, x: Tensor) -> Tensor:
         """Nothing, in the graph of every weight: what a batch without images leaves for the others to wait for."""

@@ -9,7 +9,7 @@ the model without it.
 Source: VLSA, section 3.1, equations 3 and 4; deviations in docs/papers.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -21,16 +21,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...annotate.pictures import IMAGES, SEEDS, Picture, Pictures
+from ...config import Stage
 from ...data.view import Sight
 from ...errors import SightlineError
-from ...models.diffusion import Latents, build_part, load_denoiser, part_config, shrinks_by
+from ...models.diffusion import Latents, build_part, load_denoiser, part_config, predicted, shrinks_by
 from ...models.sampling import sample
 from ...objectives.flow import TIMESTEPS, Target, draw_noise_levels, flow_losses, noised
 from ...types import Batch, Trace
-from ..base import Annotation, LossSpec, MethodConfig, Needs, Redraws, Setting, Size, Sizes
-from .perception import WHOLE
+from ..base import AlignmentMethod, Annotation, LossSpec, MethodConfig, Needs, Redraws, Setting, Size, Sizes
+from .perception import WHOLE, Perception
 
 LOSS = "reconstruct/flow"
+PATCH, MOST = 2, 96
+"""Latents along a denoiser's patch, and its patches along a picture, where its config is silent, as in diffusers."""
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 SMALL = "small"
 SMALL_SIZES: dict[str, Any] = {
@@ -40,7 +43,6 @@ SMALL_SIZES: dict[str, Any] = {
     "caption_projection_dim": 1024,
     "joint_attention_dim": 1024,
     "pooled_projection_dim": 1024,
-    "pos_embed_max_size": 192,
 }
 """A denoiser for small budgets: three blocks of width 1024, as ROSS (Wang et al. 2024) has them."""
 
@@ -99,7 +101,8 @@ class Reconstruct(Redraws):
         vae = part_config(config.vae, "vae")
         self.channels, self.cell = vae["latent_channels"], shrinks_by(vae)
         if config.denoiser == SMALL:
-            parts = SMALL_SIZES | {"in_channels": self.channels, "out_channels": self.channels}
+            sizes_of_latents = {"in_channels": self.channels, "out_channels": self.channels}
+            parts = SMALL_SIZES | sizes_of_latents | {"pos_embed_max_size": config.resolution // (self.cell * PATCH)}
         else:
             parts = part_config(config.denoiser, "transformer")
         if parts["in_channels"] != self.channels:
@@ -107,11 +110,17 @@ class Reconstruct(Redraws):
                 f"denoiser '{config.denoiser}' works on {parts['in_channels']} channels, and VAE '{config.vae}' has "
                 f"{self.channels}. Name two of one pipeline, or denoiser=small."
             )
-        square = self.cell * parts.get("patch_size", 2)
+        square = self.cell * parts.get("patch_size", PATCH)
         if config.resolution % square:
             raise SightlineError(
                 f"resolution={config.resolution} is no multiple of {square}, the pixels of a denoiser's patch. Use "
                 f"{max(1, config.resolution // square) * square}."
+            )
+        most = parts.get("pos_embed_max_size", MOST)
+        if config.resolution > square * most:
+            raise SightlineError(
+                f"resolution={config.resolution} is more than denoiser '{config.denoiser}' has places for. Use "
+                f"{square * most} or less."
             )
         width = sizes.d_llm if config.reads == "llm" else sizes.d_vision
         self.train_only["epigone"] = Epigone(
@@ -135,12 +144,17 @@ class Reconstruct(Redraws):
             )
         )
 
-    def load_pretrained(self) -> None:
-        if self.config.denoiser != SMALL:
-            weights = load_denoiser(self.config.denoiser).state_dict()
-            self.train_only["denoiser"].load_state_dict(weights)
+    @property
+    def pretrained(self) -> Mapping[str, str]:
+        return {} if self.config.denoiser == SMALL else {"denoiser": self.config.denoiser}
+
+    def load_pretrained(self, part: str) -> None:
+        self.train_only[part].load_state_dict(load_denoiser(self.config.denoiser).state_dict())
 
     def begin(self, setting: Setting) -> None:
+        if setting.stage.weights.get(LOSS):
+            model = setting.assembly.model
+            self._check(model.model.methods.all, model.config.pixels_side)
         online = setting.stage.weights.get(LOSS) and self.config.latents == "online"
         self._latents = (Latents(self.config.vae, setting.device),) if online else ()
 
@@ -179,35 +193,63 @@ class Reconstruct(Redraws):
 
     def condition(self, trace: Trace, batch: Batch) -> tuple[Tensor, Tensor]:
         """Prompt and pooled prompt of each image of a batch, from what the forward pass saw."""
-        if self.config.reads == "vision":
-            tokens = trace.patches
-            return self.train_only["epigone"](tokens[:, : self.sizes.patches], tokens[:, -1])
-        counts = batch.visual_counts
-        if bool((counts != counts[0]).any()):
-            raise SightlineError(
-                f"images with {sorted(set(counts.tolist()))} visual tokens cannot be recovered in one batch: a "
-                "denoiser takes as many for each. Use the method `perceiver`, or one view for each image."
-            )
-        tokens = trace.visual.unflatten(0, (batch.num_images, -1))
-        return self.train_only["epigone"](tokens, trace.kept.get(WHOLE, tokens.mean(1)))
+        if self.config.reads == "llm":
+            tokens = trace.visual.unflatten(0, (batch.num_images, -1))
+            return self.train_only["epigone"](tokens, trace.kept.get(WHOLE, tokens.mean(1)))
+        tokens, own = trace.patches[:, : self.sizes.patches], trace.patches[:, self.sizes.patches :]
+        return self.train_only["epigone"](tokens, own[:, 0] if own.shape[1] else tokens.mean(1))
 
-    def operations(self, size: Size, side: int) -> tuple[int, int]:
-        return 0, self._of_the_loss
+    def _check(self, methods: Iterable[AlignmentMethod], side: int) -> None:
+        """That all images have as many tokens where the Epigone reads them."""
+        for method in methods:
+            views = method.needs.views
+            if views is None:
+                continue
+            sizes = [(side, side), (2 * side, side), (side, 3 * side)]
+            if self.config.reads == "llm" and len({views.tokens(size, side, self.sizes.tokens) for size in sizes}) > 1:
+                raise SightlineError(
+                    f"'{method.name}' gives images different numbers of visual tokens, and a denoiser takes as many "
+                    "for each. Use the method `perceiver`, or one view for each image."
+                )
+            if self.config.reads == "vision" and not (isinstance(method, Perception) and method.tap == "patches"):
+                raise SightlineError(
+                    f"reads=vision has the Epigone read one view of an image before the connector, and '{method.name}' "
+                    "gives several there. Say reads=llm."
+                )
+
+    def operations(self, size: Size, side: int, stage: Stage | None = None) -> tuple[int, int]:
+        """The VAE has no way back; what is frozen has half of one, for the visual tokens."""
+        if stage is None or not stage.weights.get(LOSS):
+            return 0, 0
+        parts = self._operations
+        vae = parts["vae"] if self.config.latents == "online" else 0
+        backward = 0
+        for part in self.parts:
+            trains = any(f"{self.name}.{part}.".startswith(f"{name}.") for name in stage.trainable)
+            backward += (2 if trains else 1) * parts[part]
+        return vae + sum(parts[part] for part in self.parts), backward
 
     @cached_property
-    def _of_the_loss(self) -> int:
-        """By torch's counter, on the meta device: the VAE's encoder, the Epigone, and the denoiser."""
+    def _operations(self) -> dict[str, int]:
+        """Of each part for an image, by torch's counter on the meta device."""
         pixels, latents = self.config.resolution, self.config.resolution // self.cell
-        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        tokens, width = self.sizes.tokens, self.sizes.d_llm
+        if self.config.reads == "vision":
+            tokens, width = self.sizes.patches, self.sizes.d_vision
+        counted: dict[str, int] = {}
+        with torch.device("meta"), torch.no_grad():
             vae = build_part("vae", part_config(self.config.vae, "vae"))
-            vae.encode(torch.zeros(1, 3, pixels, pixels))
             method = type(self)(self.config, self.sizes)
-            tokens, width = self.sizes.tokens, self.sizes.d_llm
-            if self.config.reads == "vision":
-                tokens, width = self.sizes.patches, self.sizes.d_vision
-            told = method.train_only["epigone"](torch.zeros(1, tokens, width), torch.zeros(1, width))
-            method.velocity(torch.zeros(1, self.channels, latents, latents), torch.zeros(1), *told)
-        return counter.get_total_flops()
+            with FlopCounterMode(display=False) as counter:
+                vae.encode(torch.zeros(1, 3, pixels, pixels))
+            counted["vae"] = counter.get_total_flops()
+            with FlopCounterMode(display=False) as counter:
+                told = method.train_only["epigone"](torch.zeros(1, tokens, width), torch.zeros(1, width))
+            counted["epigone"] = counter.get_total_flops()
+            with FlopCounterMode(display=False) as counter:
+                method.velocity(torch.zeros(1, self.channels, latents, latents), torch.zeros(1), *told)
+            counted["denoiser"] = counter.get_total_flops()
+        return counted
 
     def velocity(
         self,
@@ -217,9 +259,7 @@ class Reconstruct(Redraws):
         pooled: Float[Tensor, "images d_pooled"],
     ) -> Float[Tensor, "images channels height width"]:
         """The denoiser's prediction."""
-        return self.train_only["denoiser"](
-            hidden_states=mixed, encoder_hidden_states=prompt, pooled_projections=pooled, timestep=levels * TIMESTEPS
-        ).sample
+        return predicted(self.train_only["denoiser"], mixed, levels * TIMESTEPS, prompt, pooled)
 
 
 def draws(
