@@ -62,5 +62,5 @@ def test_truth_counts_only_where_the_whole_image_is_seen():
 
 def test_tokens_that_are_no_square_have_no_places():
     assert grid_of(36) == 6
-    with pytest.raises(SightlineError, match="37 visual tokens of an image, which is no square grid"):
+    with pytest.raises(SightlineError, match="are no square grid, so they have no places"):
         grid_of(37)

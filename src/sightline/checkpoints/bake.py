@@ -32,7 +32,7 @@ def hold_constant(model: SightlineForConditionalGeneration, level: str) -> None:
         raise SightlineError(f"level {level}: no method of this model has levels to hold. Leave --level out.")
     levelled.hold(level)
     if not constant_vectors(model, "the model"):
-        reasons = why_not_stock(model, without=levelled)
+        reasons = why_not_stock(model, without=levelled) or ["no stock class has both its views and a baked token"]
         raise SightlineError(
             f"level {level} is held for a stock llava checkpoint, and this model can be none: {'; '.join(reasons)}. "
             "Leave --level out."

@@ -71,7 +71,8 @@ def save_model(assembly: Assembly, path: Path, template: Template) -> list[str]:
                 stock = to_stock(model)
                 stock.config.sightline = note
                 stock.save_pretrained(folder)
-            processor = own_processor if inexpressible else stock_processor
+            own = inexpressible or (adapted and model.config.methods)
+            processor = own_processor if own else stock_processor
             processor(assembly, template).save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise SightlineError(

@@ -10,6 +10,7 @@ feeds it (tested).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..errors import LongRowError, SightlineError
-from ..methods.base import Size
+from ..methods.base import OneView, Size
 from ..methods.compose import Methods
 from ..types import ANSWER, IGNORE, PROMPT, VISUAL, Example, ImageSource, Sample, Turn, no_patches
 from .features import Features
@@ -237,7 +238,12 @@ class Processor:
     def pixels(self, views: Sequence[Image.Image]) -> Tensor:
         """Views as the tower takes them."""
         if views:
-            return self.image_processor(list(views), return_tensors="pt")["pixel_values"].float()
+            side, cuts = self.frame.side, not isinstance(self.methods.views, OneView)
+            fits = cuts and all(
+                view.size == (side, side) for view in views
+            )  # then nothing is left to resize or cut off
+            skip: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if fits else {}
+            return self.image_processor(list(views), return_tensors="pt", **skip)["pixel_values"].float()
         return torch.zeros(0, 3, self.frame.side, self.frame.side)
 
 

@@ -87,7 +87,7 @@ def look(subject: Subject, image: Image.Image, words: Sequence[str], *, case: Ca
         raise SightlineError("the list of words is empty, so no token has a nearest one. Give at least one word.")
     (visual,) = subject.visual([image])
     on_grid = subject.grid(visual)
-    grid = grid_of(len(on_grid))
+    grid = grid_of(len(on_grid) if len(visual) == subject.tokens_of_a_view else 0)
     near, scores = nearest_words(on_grid, subject.words(words), top=top)
     truth = subject.truth(case, image, visual) if case is not None else ()
     box = subject.sight.box(image.size)
@@ -111,8 +111,8 @@ def grid_of(tokens: int) -> int:
     grid = math.isqrt(tokens)
     if tokens == 0 or grid * grid != tokens:
         raise SightlineError(
-            f"the model makes {tokens} visual tokens of an image, which is no square grid, so they have no places on "
-            "it. The lens shows models with one view of each image."
+            "the model's visual tokens of this image are no square grid, so they have no places on it. The lens shows "
+            "models that make as many tokens of every image."
         )
     return grid
 

@@ -115,6 +115,13 @@ class Subject:
         taken = config.vision_select if own else config.vision_feature_select_strategy
         return tower_spec(config.vision_config).prefix if taken == "full" else 0
 
+    @property
+    def tokens_of_a_view(self) -> int:
+        """Visual tokens of an image that is seen as one view."""
+        if isinstance(self.model, SightlineForConditionalGeneration):
+            return self.model.model.sizes.tokens
+        return tower_spec(self.model.config.vision_config).grid ** 2 + self.beside_grid
+
     def grid(self, visual: Float[Tensor, "tokens d"]) -> Float[Tensor, "grid d"]:
         """An image's tokens, or its patches, without those that stand before its grid."""
         return visual[self.beside_grid :]

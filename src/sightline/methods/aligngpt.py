@@ -258,9 +258,8 @@ def dot_map(
     *,
     cosine: bool,
 ) -> Float[Tensor, "batch dots"]:
-    """Where the mean of a row's words meets its image, on a grid of 24 x 24: the mean over its images and their views.
-
-    Of an image whose tokens are no whole number of views (any-resolution leaves padding out), the first view is taken.
+    """Where the mean of a row's words meets its image, on a grid of 24 x 24: the mean over its images, each by the
+    tokens of its first view, which shows all of it.
 
     Args:
         tokens: visual tokens of a view; where they are no square, they are pooled as a line.
@@ -268,9 +267,8 @@ def dot_map(
     count = words.sum(1, keepdim=True).clamp(min=1)
     mean = (embeds * words.unsqueeze(-1)).sum(1) / count
     places = (batch.kinds == VISUAL).nonzero()
-    if bool((batch.visual_counts % tokens).any()):
-        images = zip(places.split(batch.visual_counts.tolist()), batch.visual_counts.tolist(), strict=True)
-        places = torch.cat([mine if count % tokens == 0 else mine[:tokens] for mine, count in images])
+    if bool((batch.visual_counts != tokens).any()):
+        places = torch.cat([mine[:tokens] for mine in places.split(batch.visual_counts.tolist())])
     owner = places[:, 0].view(-1, tokens)[:, 0]
     visual = embeds[places[:, 0], places[:, 1]].view(-1, tokens, embeds.shape[-1])
     if cosine:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -26,12 +27,14 @@ from .base import BuiltIn, MethodConfig, Needs, Size, Sizes, Tap, Views
 PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """Rows and columns of the rasters that LLaVA-NeXT chooses from, in its order."""
 BLACK = (0, 0, 0)
+FORMAT = 1
+"""Raised when views are cut in another way."""
 
 
 class AnyResConfig(MethodConfig):
     """Options of any-resolution."""
 
-    pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
+    pinpoints: tuple[tuple[PositiveInt, PositiveInt], ...] = PINPOINTS
     """Rows and columns of the rasters of crops to choose from; an image is scaled to fill the one that fits it best."""
 
 
@@ -46,6 +49,10 @@ class AnyResViews(Views):
         resolutions = [(rows * side, columns * side) for rows, columns in self.config.pinpoints]
         height, width = select_best_resolution((size[1], size[0]), resolutions)
         return height // side, width // side
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"format": FORMAT, "pinpoints": self.config.pinpoints}
 
     def count(self, size: Size, side: int) -> int:
         rows, columns = self.raster(size, side)
@@ -145,6 +152,12 @@ class AnyRes(BuiltIn):
     @classmethod
     def record_of(cls, config: Mapping[str, Any], side: int) -> dict[str, Any]:
         grids = config["image_grid_pinpoints"]
+        for height, width in grids:
+            if height % side or width % side:
+                raise SightlineError(
+                    f"image_grid_pinpoints has {height} x {width}, which is no raster of views of {side} pixels, so "
+                    "its images would be cut in another way. Sightline loads checkpoints whose pinpoints are."
+                )
         return {"name": cls.name, "pinpoints": [[height // side, width // side] for height, width in grids]}
 
     def image_processor(self, fitted: Any) -> LlavaNextImageProcessorPil:

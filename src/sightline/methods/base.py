@@ -202,7 +202,8 @@ class MethodConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _take_preset(cls, values: Any) -> Any:
-        chosen = cls.presets.get(values.get("preset") or "", {}) if isinstance(values, dict) else {}
+        preset = values.get("preset") if isinstance(values, dict) else None
+        chosen = cls.presets.get(preset, {}) if isinstance(preset, str) else {}
         return {**chosen, **values} if chosen else values
 
 
@@ -282,6 +283,11 @@ class AlignmentMethod(nn.Module, ABC):
         `stage`, of a step of it with the losses that it weighs. For the dry run; what is far below a percent of a
         model's may be 0."""
         return 0, 0
+
+    def kept(self, size: Size, side: int, stage: Stage) -> int:
+        """Bytes that a step of the stage keeps for its backward pass, for an image of this size, in fp32. For the dry
+        run; what is far below a percent of a model's may be 0."""
+        return 0
 
     def turns(self, sample: Sample, rng: np.random.Generator) -> list[InsertedTurn]:
         """Extra exchanges for a row, in training only, deterministic in `rng`."""

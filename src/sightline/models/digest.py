@@ -1,6 +1,7 @@
 """What a network is, in a few facts: what was computed with one is known by them."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..data.view import Sight
+from ..methods.base import OneView, Views
 
 NO_MATTER = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map")
 """What a config says of who saved it, and how."""
@@ -35,8 +37,16 @@ def pixel_facts(image_processor: Any) -> dict[str, Any]:
 
 def sight_facts(sight: Sight) -> dict[str, Any]:
     """All that decides which pixels of an image a model is first shown."""
-    views = dict(sight.views.facts)
+    views = views_facts(sight.views)
     return {"preprocess": pixel_facts(sight.image_processor), **({"views": views} if views else {})}
+
+
+def views_facts(views: Views) -> dict[str, Any]:
+    """All that decides how images are cut into views; nothing where they are not."""
+    if isinstance(views, OneView):
+        return {}
+    source = hashlib.sha256(inspect.getsource(type(views)).encode()).hexdigest()
+    return {"name": type(views).__qualname__, "source": source, **views.facts}
 
 
 def config_facts(config: PreTrainedConfig) -> dict[str, Any]:

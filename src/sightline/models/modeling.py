@@ -290,6 +290,12 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
                     "images came as several views without `image_sizes`, from which their tokens are counted. Use this "
                     "model's own processor."
                 )
+        expected = [views.count((width, height), side) for height, width in image_sizes.tolist()]
+        if expected != view_counts.tolist() or sum(expected) != len(pixel_values):
+            raise SightlineError(
+                f"images of {image_sizes.tolist()} (height, width) have {expected} views here, and "
+                f"{view_counts.tolist()} came, in {len(pixel_values)} `pixel_values`. Use this model's own processor."
+            )
         tokens = [
             views.tokens((width, height), side, self.model.sizes.tokens) for height, width in image_sizes.tolist()
         ]

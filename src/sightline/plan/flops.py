@@ -46,6 +46,8 @@ class Training:
     """Whether the decoder's activations are computed again in the backward pass."""
     methods: int = 0
     """Operations of methods for an image, forward."""
+    methods_kept: int = 0
+    """Bytes that they keep for the backward pass, for an image, in fp32."""
     methods_backward: int = 0
 
     @property
@@ -84,6 +86,8 @@ class Flops:
     head: int
     head_backward: int
     methods: int = 0
+    methods_kept: int = 0
+    """Bytes that they keep for the backward pass, for an image, in fp32."""
     methods_backward: int = 0
 
     @property

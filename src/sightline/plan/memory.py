@@ -136,10 +136,12 @@ def activations(shapes: Shapes, batch: Rows, setting: Setting, training: Trainin
         in_tower = batch.views * shapes.tiles * shapes.tower_tokens
         total += shapes.deepest * in_tower * tower_layer(shapes.vision, setting) + tile_bytes(shapes, batch)
     if training.connector or training.into_connector:
+        views = batch.views // shapes.views * shapes.connected
         for layer, count in zip(shapes.connector, shapes.connector_tokens, strict=True):
-            total += a * batch.views * count * layer.inputs
+            total += a * views * count * layer.inputs
         hidden = zip(shapes.connector[:-1], shapes.connector_tokens[:-1], strict=True)
-        total += sum(a * batch.views * count * layer.outputs for layer, count in hidden)
+        total += sum(a * views * count * layer.outputs for layer, count in hidden)
+    total += batch.views // shapes.views * training.methods_kept * a // 4
     if training.through_decoder:
         stack, layer = shapes.language, tokens * decoder_layer(shapes, setting, training)
         kept = tokens * stack.width * stream_bytes(setting, training)

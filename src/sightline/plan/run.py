@@ -224,6 +224,8 @@ def training_of(stage: Stage, model: SightlineForConditionalGeneration, image: S
         image: that methods' operations are counted for; they are not without one.
     """
     forward, backward = operations(model, image, stage) if image is not None else (0, 0)
+    side, methods = model.config.pixels_side, model.model.methods.all
+    kept = sum(method.kept(image, side, stage) for method in methods) if image is not None else 0
     taps = {
         tap
         for method in model.model.methods.all
@@ -241,6 +243,7 @@ def training_of(stage: Stage, model: SightlineForConditionalGeneration, image: S
         embeds="embeds" in taps,
         hidden="hidden" in taps,
         checkpointing=stage.activation_checkpointing,
+        methods_kept=kept,
         methods=forward,
         methods_backward=backward,
     )

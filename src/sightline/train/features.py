@@ -7,7 +7,6 @@ autocast. A store made under anything else is another folder.
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from ..data.features import Features
 from ..data.store import Store
 from ..errors import SightlineError
 from ..models.assemble import Assembly
-from ..models.digest import config_facts, digest, pixel_facts
+from ..models.digest import config_facts, digest, pixel_facts, views_facts
 from ..progress import reading_bar
 from ..types import Sample
 
@@ -60,11 +59,6 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
     model, stage = assembly.model, recipe.stages[number]
     tower = model.model.vision_tower
     held = ((name, as_held(recipe, number, weights)) for name, weights in sorted(tower.named_parameters()))
-    views = []
-    for method, record in zip(model.model.methods.all, model.config.methods or [], strict=True):
-        if method.needs.views is not None:
-            source = hashlib.sha256(inspect.getsource(type(method)).encode()).hexdigest()
-            views.append({**record, "source": source})
     values = {
         "format": FORMAT,
         "tower": {"weights": digest(held), "frozen": stage.frozen != "fp32", "config": config_facts(tower.config)},
@@ -74,7 +68,7 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
         **({} if model.config.vision_scales is None else {"scales": model.config.vision_scales}),
         "preprocess": pixel_facts(assembly.image_processor),
         "precision": stage.precision,
-        "views": views,
+        "views": views_facts(model.model.methods.views),
         "device": device.type,
         "versions": {name: version(name) for name in LIBRARIES},
     }

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sightline.checkpoints import load_model, save_model, why_not_stock
+from sightline.config import Stage
 from sightline.data.collate import collate
 from sightline.data.templates import get_template
 from sightline.errors import SightlineError
@@ -143,6 +144,72 @@ def test_covering_looks_at_its_own_place(tiny):
     assert moved.nonzero().flatten().tolist() == [2]
 
 
+@pytest.mark.parametrize("positions", ["none", "sincos", "covering"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_answers(tiny, tmp_path, positions, dtype):
+    save_model(trained(assembly_with(tiny, PERCEIVER | {"positions": positions})), tmp_path / "model", VICUNA)
+    assert len(Assistant(tmp_path / "model", dtype=dtype).answers([[picture((64, 40))]], ["a?"], max_new_tokens=2)) == 1
+
+
+@pytest.mark.parametrize("positions", ["none", "sincos", "covering"])
+def test_the_original_alone_has_no_padding(tiny, positions):
+    """low=original: an image of one crop is squeezed into its view, every patch of which is read."""
+    assembly = trained(assembly_with(tiny, PERCEIVER | {"low": "original", "positions": positions}))
+    batch = batch_of(assembly, [picture((20, 9))])
+    inner = assembly.model.model
+    with torch.no_grad():
+        patches = inner.encode(batch.pixel_values)
+        torch.nn.init.zeros_(
+            inner.methods["perceiver"].perceiver.w_o2.weight
+        )  # what the first attention gathers, alone
+        changed = patches.clone()
+        changed[0, 15] += 1
+        a, b = (inner.trace(replace(batch, patches=each))[0].kept[WHOLE] for each in (patches, changed))
+    assert (a - b).abs().max() > 1e-6, "the last patch is gathered, as all are"
+
+
+def test_views_that_do_not_fit_their_sizes_are_refused(tiny, tmp_path):
+    save_model(assembly_with(tiny, PERCEIVER), tmp_path / "model", VICUNA)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    text = processor.apply_chat_template(asked, add_generation_prompt=True)
+    inputs = processor(images=[[picture((64, 64))]], text=[text])
+    with pytest.raises(SightlineError, match=r"images of \[\[32, 32\]\] .* have \[1\] views here, and \[5\] came"):
+        model(**inputs | {"image_sizes": torch.tensor([[32, 32]])})
+
+
+def test_a_view_loses_no_edge(tiny):
+    """Also where the tower's own processor enlarges an image before it cuts its middle out."""
+    assembly = assembly_with(tiny, PERCEIVER)
+    assembly.image_processor.size = {"shortest_edge": 40}
+    framed = Image.new("RGB", (64, 64), "black")
+    framed.paste("red", (0, 0, 64, 1))
+    processor = assembly.processor(VICUNA)
+    views = processor.pixels(processor.cut(framed))
+    assert views[1, 0, 0].min() > views[1, 0, 1].max(), "the first crop begins with the red line"
+
+
+def test_what_it_keeps_for_the_backward_pass_is_counted(tiny):
+    """As saved tensors of a real one have bytes, and linear in the crops."""
+    method = assembly_with(tiny, PERCEIVER).model.model.methods["perceiver"]
+    stage = Stage.model_validate({"name": "s", "data": {"path": "x"}, "trainable": ["perceiver"]})
+    sizes = [method.kept(size, 32, stage) for size in ((64, 32), (96, 32), (128, 32))]
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0
+    perceiver, low, high = method.perceiver, torch.randn(1, 16, 32), torch.randn(1, 48, 32)
+    bytes_of = {}
+
+    def pack(tensor):
+        bytes_of[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in perceiver.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = perceiver(low, high, torch.ones(1, 16).bool(), torch.ones(1, 1, 48).bool())
+    assert out.shape == (1, 17, 32)
+    assert sizes[1] == sum(size for key, size in bytes_of.items() if key not in weights)
+
+
 def test_generation_saves_and_loads(tiny, tmp_path):
     assembly = trained(assembly_with(tiny, PERCEIVER))
     assert why_not_stock(assembly.model) == ["method 'perceiver' changes the forward pass"]
@@ -175,6 +242,8 @@ def test_generation_saves_and_loads(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("record", "sizes", "message"),
     [
+        ({"pinpoints": True, "max_crops": 1}, SIZES, "max_crops=1 leaves no raster of pinpoints"),
+        ({"preset": ["vlsa_paper"]}, SIZES, "preset"),
         ({"heads": 3}, SIZES, "heads=3 does not divide the width 8"),
         ({}, replace(SIZES, patches=17, tokens=17), "a view has 17 tokens. Say model.vision_select=patch"),
         ({}, replace(SIZES, tokens=4), "4 tokens of 16 patches.*space=llm"),

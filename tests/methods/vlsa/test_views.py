@@ -12,6 +12,7 @@ from sightline.methods.vlsa.views import (
     Raster,
     by_crop,
     centres,
+    covering,
     raster_of,
     shown_in_crops,
     shown_in_low,
@@ -100,6 +101,33 @@ def test_patches_of_the_small_view_show_rectangles_of_the_crops():
     assert low.shape == (GRID**2, 2) and high.shape == (4, GRID**2, 2)
     mean_of_squares = high.reshape(2, 2, 2, 2, 2, 2, 2).mean((3, 5)).permute(0, 2, 1, 3, 4).reshape(GRID**2, 2)
     assert torch.allclose(mean_of_squares, low, atol=1e-6)
+
+
+@given(size=sizes, max_crops=strategies.integers(2, 6))
+@settings(max_examples=50)
+def test_a_small_view_of_the_original_covers_what_it_shows(size, max_crops):
+    """low=original: each patch of the small view covers the crops' patches that show the same part of the image."""
+    raster = raster_of(size, SIDE, max_crops)
+    small, high = centres(raster, GRID, "original")
+    covered = covering(raster, GRID, "original")
+    shown = shown_in_crops(raster, GRID, "original").flatten()
+    assert bool((covered.sum(0) <= 1).all())
+    if raster.views == 1:
+        assert torch.equal(covered, torch.eye(GRID**2, dtype=torch.bool)) and shown.all()
+        return
+    part = torch.tensor([raster.height / (raster.rows * SIDE), raster.width / (raster.columns * SIDE)])
+    inside = (high.flatten(0, 1) < part).all(1)
+    assert torch.equal(covered.any(0), inside), "what lies beyond the image is covered by none"
+    token, key = covered.nonzero().T
+    assert bool(((small[token] - high.flatten(0, 1)[key]).abs() <= part / (2 * GRID) + 1e-6).all())
+
+
+def test_a_patch_that_does_not_divide_the_side():
+    """As of SigLIP at 384 pixels by 14: 27 patches, and six pixels that the tower does not see."""
+    raster = raster_of((384, 15), 384, 4)
+    rows = shown_in_crops(raster, 27).reshape(27, 27)
+    assert rows[:, 0].tolist() == [True, True] + 25 * [False]
+    assert shown_in_crops(raster_of((384, 14), 384, 4), 27).reshape(27, 27)[:, 0].sum() == 1
 
 
 def test_crops_are_in_order_row_by_row():

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -24,6 +24,7 @@ from ...errors import SightlineError
 from ...types import Batch
 from ..anyres import PINPOINTS
 from ..base import AlignmentMethod, MethodConfig, Needs, Size, Sizes, Tap, Views
+from ..counting import counted
 from .perceiver import Activation, Attention, SAPerceiver, sincos
 from .views import (
     Low,
@@ -36,6 +37,8 @@ from .views import (
     views_of,
 )
 
+FORMAT = 1
+"""Raised when views are cut in another way."""
 WHOLE = "perceiver/whole"
 """The token of each image as a whole, [num_images, d_llm], among what the forward pass keeps."""
 
@@ -69,6 +72,19 @@ class PerceptionConfig(MethodConfig):
     """What tells where a crop is: nothing, as in the paper; `sincos` added to queries and keys; or `covering`, where a
     token sees the patches that show its own part of the image alone."""
 
+    @property
+    def rasters(self) -> tuple[tuple[int, int], ...]:
+        """Those that an image is scaled to, where it is."""
+        if not self.pinpoints:
+            return ()
+        return tuple((rows, columns) for rows, columns in PINPOINTS if rows * columns <= self.max_crops)
+
+    @model_validator(mode="after")
+    def _some_raster_fits(self) -> "PerceptionConfig":
+        if self.pinpoints and not self.rasters:
+            raise ValueError(f"max_crops={self.max_crops} leaves no raster of pinpoints, which have 2 to 4 crops")
+        return self
+
 
 class Crops(Views):
     """A small view, and crops of the same padded image."""
@@ -77,7 +93,7 @@ class Crops(Views):
         self.config = config
 
     def raster(self, size: Size, side: int) -> Raster:
-        return raster_of(size, side, self.config.max_crops, PINPOINTS if self.config.pinpoints else ())
+        return raster_of(size, side, self.config.max_crops, self.config.rasters)
 
     def count(self, size: Size, side: int) -> int:
         return self.raster(size, side).views
@@ -85,7 +101,7 @@ class Crops(Views):
     @property
     def facts(self) -> Mapping[str, Any]:
         config = self.config
-        return {"max_crops": config.max_crops, "pinpoints": config.pinpoints, "low": config.low}
+        return {"format": FORMAT, "max_crops": config.max_crops, "pinpoints": config.pinpoints, "low": config.low}
 
     def box(self, size: Size, side: int) -> Box:
         if self.config.low == "original":
@@ -135,7 +151,8 @@ class Perception(AlignmentMethod):
 
     @property
     def needs(self) -> Needs:
-        return Needs(views=self.views, edits=("patches", "visual"), reshapes=("patches", "visual"))
+        taps: tuple[Tap, ...] = ("patches", "visual") if self.tap == "patches" else ("visual",)
+        return Needs(views=self.views, edits=taps, reshapes=taps)
 
     def edit(self, tap: Tap, x: Tensor, batch: Batch, kept: dict[str, Tensor]) -> Tensor:
         if tap == self.tap:
@@ -160,18 +177,18 @@ class Perception(AlignmentMethod):
         shown = torch.stack([shown_in_low(raster, self.grid, self.config.low) for raster in rasters])
         places: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.config.positions == "sincos":
-            low, there = zip(*(centres(raster, self.grid) for raster in rasters), strict=True)
+            low, there = zip(*(centres(raster, self.grid, self.config.low) for raster in rasters), strict=True)
             flat = pad_sequence([each.flatten(0, 1) for each in there], batch_first=True)
-            places = sincos(torch.stack(low).to(x), x.shape[-1]), sincos(flat.to(x), x.shape[-1])
+            places = sincos(torch.stack(low), x.shape[-1]).to(x), sincos(flat, x.shape[-1]).to(x)
         low = torch.stack([mine[0] for mine in views])
         return self.perceiver(low, high, shown.to(x.device), seen.to(x.device), *places)
 
     def seen(self, raster: Raster) -> Bool[Tensor, "queries_or_1 keys"]:
         """Which patches of the crops each token of the small view sees, and the token of the whole image last."""
-        shown = shown_in_crops(raster, self.grid).flatten().unsqueeze(0)
+        shown = shown_in_crops(raster, self.grid, self.config.low).flatten().unsqueeze(0)
         if self.config.positions != "covering":
             return shown
-        covered = covering(raster, self.grid) & shown
+        covered = covering(raster, self.grid, self.config.low) & shown
         alone = ~covered.any(1, keepdim=True)  # a token of padding sees what the whole image does
         return torch.cat([covered | (alone & shown), shown])
 
@@ -181,6 +198,14 @@ class Perception(AlignmentMethod):
         products = asking * 4 + keys * (1 if self.perceiver.w_v is None else 2)
         forward = 2 * width**2 * products + 4 * width * asking * (keys + asking)
         return forward, 2 * forward
+
+    def kept(self, size: Size, side: int, stage: Stage) -> int:
+        crops, width = self.views.raster(size, side).crops, self.perceiver.query.shape[1]
+        with torch.device("meta"):
+            perceiver = SAPerceiver(width, self.perceiver.attend, separate_values=self.perceiver.w_v is not None)
+            low, high = torch.zeros(1, self.grid**2, width), torch.zeros(1, crops * self.grid**2, width)
+            shown, seen = torch.ones(low.shape[:2], dtype=torch.bool), torch.ones(1, 1, high.shape[1], dtype=torch.bool)
+        return counted(lambda: perceiver(low, high, shown, seen), perceiver).kept
 
     def idle(self, x: Tensor) -> Tensor:
         """Nothing, in the graph of every weight: what a batch without images leaves for the others to wait for."""

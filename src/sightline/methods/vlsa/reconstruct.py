@@ -18,7 +18,6 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ...annotate.pictures import IMAGES, SEEDS, Picture, Pictures
 from ...config import Stage
@@ -29,6 +28,7 @@ from ...models.sampling import sample
 from ...objectives.flow import TIMESTEPS, Target, draw_noise_levels, flow_losses, noised
 from ...types import Batch, Trace
 from ..base import AlignmentMethod, Annotation, LossSpec, MethodConfig, Needs, Redraws, Setting, Size, Sizes
+from .cost import Cost
 from .perception import WHOLE, Perception
 
 LOSS = "reconstruct/flow"
@@ -221,35 +221,26 @@ class Reconstruct(Redraws):
         """The VAE has no way back; what is frozen has half of one, for the visual tokens."""
         if stage is None or not stage.weights.get(LOSS):
             return 0, 0
-        parts = self._operations
-        vae = parts["vae"] if self.config.latents == "online" else 0
-        backward = 0
-        for part in self.parts:
-            trains = any(f"{self.name}.{part}.".startswith(f"{name}.") for name in stage.trainable)
-            backward += (2 if trains else 1) * parts[part]
-        return vae + sum(parts[part] for part in self.parts), backward
+        encoding = self._cost.of_vae if self.config.latents == "online" else 0
+        parts = {part: self._cost.of(part).operations for part in self.parts}
+        backward = sum(parts[part] * (2 if self._trains(part, stage) else 1) for part in self.parts)
+        return encoding + sum(parts.values()), backward
+
+    def kept(self, size: Size, side: int, stage: Stage) -> int:
+        if not stage.weights.get(LOSS):
+            return 0
+        return sum(self._cost.of(part, trains=self._trains(part, stage)).kept for part in self.parts)
+
+    def _trains(self, part: str, stage: Stage) -> bool:
+        return any(f"{self.name}.{part}.".startswith(f"{name}.") for name in stage.trainable)
 
     @cached_property
-    def _operations(self) -> dict[str, int]:
-        """Of each part for an image, by torch's counter on the meta device."""
-        pixels, latents = self.config.resolution, self.config.resolution // self.cell
-        tokens, width = self.sizes.tokens, self.sizes.d_llm
-        if self.config.reads == "vision":
-            tokens, width = self.sizes.patches, self.sizes.d_vision
-        counted: dict[str, int] = {}
-        with torch.device("meta"), torch.no_grad():
-            vae = build_part("vae", part_config(self.config.vae, "vae"))
-            method = type(self)(self.config, self.sizes)
-            with FlopCounterMode(display=False) as counter:
-                vae.encode(torch.zeros(1, 3, pixels, pixels))
-            counted["vae"] = counter.get_total_flops()
-            with FlopCounterMode(display=False) as counter:
-                told = method.train_only["epigone"](torch.zeros(1, tokens, width), torch.zeros(1, width))
-            counted["epigone"] = counter.get_total_flops()
-            with FlopCounterMode(display=False) as counter:
-                method.velocity(torch.zeros(1, self.channels, latents, latents), torch.zeros(1), *told)
-            counted["denoiser"] = counter.get_total_flops()
-        return counted
+    def _cost(self) -> Cost:
+        config, sizes = self.config, self.sizes
+        with torch.device("meta"):
+            outline = type(self)(config, sizes).train_only
+        tokens, width = (sizes.tokens, sizes.d_llm) if config.reads == "llm" else (sizes.patches, sizes.d_vision)
+        return Cost(outline["epigone"], outline["denoiser"], config.vae, config.resolution, tokens, width)
 
     def velocity(
         self,

@@ -81,14 +81,16 @@ def views_of(image: Image.Image, raster: Raster, frame: Frame, low: Low = "padde
     side, size = raster.side, (raster.width, raster.height)
     padded = Image.new("RGB", (raster.columns * side, raster.rows * side), frame.colour)
     padded.paste(image if image.size == size else image.resize(size, frame.resample), (0, 0))
-    small = (padded if low == "padded" else image).resize((side, side), frame.resample)
+    small = (padded if low == "padded" else image).resize((side, side), frame.resample)  # alone, its own crop
     return [small, *crops_of(padded, side)] if raster.views > 1 else [small]
 
 
-def shown_in_crops(raster: Raster, grid: int) -> Bool[Tensor, "crops patches"]:
+def shown_in_crops(raster: Raster, grid: int, low: Low = "padded") -> Bool[Tensor, "crops patches"]:
     """Which patches of the crops, `grid` x `grid` each, show some of the image; the others lie wholly in padding."""
-    down = _starts(raster.rows * grid, raster.rows * raster.side) < raster.height
-    right = _starts(raster.columns * grid, raster.columns * raster.side) < raster.width
+    if low == "original" and raster.views == 1:
+        return torch.ones(1, grid**2, dtype=torch.bool)
+    down = _starts(grid, raster.side, raster.rows) < raster.height
+    right = _starts(grid, raster.side, raster.columns) < raster.width
     return by_crop(down[:, None] & right[None, :], raster, grid)
 
 
@@ -96,8 +98,8 @@ def shown_in_low(raster: Raster, grid: int, low: Low = "padded") -> Bool[Tensor,
     """Which patches of the small view show some of the image."""
     if low == "original":
         return torch.ones(grid**2, dtype=torch.bool)
-    down = _starts(grid, raster.rows * raster.side) < raster.height
-    right = _starts(grid, raster.columns * raster.side) < raster.width
+    down = _starts(grid, raster.side) * raster.rows < raster.height
+    right = _starts(grid, raster.side) * raster.columns < raster.width
     return (down[:, None] & right[None, :]).flatten()
 
 
@@ -107,18 +109,27 @@ def by_crop(whole: Tensor, raster: Raster, grid: int) -> Tensor:
     return split.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
-def centres(raster: Raster, grid: int) -> tuple[Tensor, Tensor]:
+def centres(raster: Raster, grid: int, low: Low = "padded") -> tuple[Tensor, Tensor]:
     """Where patches are on the raster, from 0 to 1: down and right, of the small view's [patches, 2], and of the crops'
     [crops, patches, 2]."""
-    low = _mesh(grid, grid).flatten(0, 1)
-    return low, by_crop(_mesh(raster.rows * grid, raster.columns * grid), raster, grid)
+    small = _mesh(grid, grid).flatten(0, 1) * _part_seen(raster, low)
+    return small, by_crop(_mesh(raster.rows * grid, raster.columns * grid), raster, grid)
 
 
-def covering(raster: Raster, grid: int) -> Bool[Tensor, "patches keys"]:
+def covering(raster: Raster, grid: int, low: Low = "padded") -> Bool[Tensor, "patches keys"]:
     """Which patches of the crops each patch of the small view covers: those whose centre is in it."""
     _, high = centres(raster, grid)
-    cell = (high.flatten(0, 1) * grid).long().clamp(max=grid - 1)
-    return torch.arange(grid**2).unsqueeze(1) == cell[:, 0] * grid + cell[:, 1]
+    cell = (high.flatten(0, 1) / _part_seen(raster, low) * grid).floor().long()
+    inside = (cell < grid).all(1)
+    return (torch.arange(grid**2).unsqueeze(1) == cell[:, 0] * grid + cell[:, 1]) & inside
+
+
+def _part_seen(raster: Raster, low: Low) -> Tensor:
+    """How much of the raster the small view shows, down and right."""
+    if low == "padded" or raster.views == 1:
+        return torch.ones(2)
+    side = raster.side
+    return torch.tensor([raster.height / (raster.rows * side), raster.width / (raster.columns * side)])
 
 
 def _mesh(rows: int, columns: int) -> Tensor:
@@ -126,6 +137,8 @@ def _mesh(rows: int, columns: int) -> Tensor:
     return torch.stack(torch.meshgrid(down, right, indexing="ij"), dim=-1)
 
 
-def _starts(patches: int, pixels: int) -> Tensor:
-    """The pixel at which each patch along a side begins."""
-    return torch.arange(patches) * (pixels / patches)
+def _starts(grid: int, side: int, crops: int = 1) -> Tensor:
+    """The pixel at which each patch begins, along a line of crops; what is left of a crop behind its last patch, the
+    tower does not see."""
+    within = torch.arange(grid) * (side // grid)
+    return (torch.arange(crops)[:, None] * side + within).flatten()
