@@ -5,6 +5,7 @@ import pytest
 from sightline.config import dump, load_recipe, shipped_recipes
 from sightline.data.templates import get_template
 from sightline.plan import plan
+from sightline.plan.report import GIB
 from sightline.train.folder import differences, fixed
 
 CLIP, SIGLIP = "openai/clip-vit-large-patch14-336", "google/siglip-so400m-patch14-384"
@@ -43,6 +44,9 @@ def test_the_dry_run_accepts_it(name, tmp_path, monkeypatch):
             assert (stage.image, stage.tokens_per_image) == ((672, 672), 2928), "the stock newline tokens among them"
         elif not name.startswith("world"):
             assert (stage.scales, stage.tokens_per_image) == ((1,), 576 if stage.tile == 336 else 729)
+        if name.startswith(("llava-next", "vlsa")):
+            longest = stage.gpus[0].longest
+            assert longest is not None and longest.total < 80 * GIB, "eight GPUs of 80 GB train it"
 
 
 @pytest.mark.parametrize("name", ROWS)
