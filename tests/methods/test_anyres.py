@@ -28,7 +28,7 @@ from sightline.types import VISUAL, Turn
 
 VICUNA = get_template("vicuna_v1")
 ANYRES = {"name": "anyres"}
-ASPECTS = [(32, 32), (64, 64), (100, 60), (61, 117), (20, 90), (7, 5), (1, 400), (400, 1), (333, 40)]
+ASPECTS = [(32, 32), (64, 64), (100, 60), (61, 117), (20, 90), (7, 5), (1, 4000), (4000, 1), (333, 40)]
 
 
 def picture(size: tuple[int, int]) -> Image.Image:

@@ -12,7 +12,9 @@ from transformers import AutoProcessor, AutoTokenizer, CLIPModel, CLIPVisionMode
 from sightline.errors import SightlineError
 from sightline.world import Backbone, backbone_path, shipped
 from sightline.world.build_clip import CONTRAST_ONLY, MAX_TEXT, ClipRecipe, build_clip, encode_pixels, encode_texts
+from sightline.world.build_denoiser import DenoiserRecipe, build_denoiser
 from sightline.world.build_lm import SMALL, LmRecipe, build_lm, lm_config
+from sightline.world.build_vae import VaeRecipe, build_vae
 from sightline.world.clip_data import to_pixel_values
 from sightline.world.draw import render
 from sightline.world.lm_data import Writer
@@ -179,26 +181,42 @@ def build(name: str, out: Path, steps: int = 4) -> None:
     """A build of a few steps."""
     if name == "clip":
         build_clip(out, ClipRecipe(steps=steps, pictures=4, crops=4, warmup=2), measured=8)
+    elif name == "vae":
+        build_vae(out, VaeRecipe(steps=steps, batch=2, window=16, widths=(8, 8, 8), latent_channels=4), measured=2)
+    elif name == "denoiser":
+        recipe = DenoiserRecipe(steps=steps, pictures=4, batch=2, width=16, layers=1, heads=2)
+        build_denoiser(out, recipe, vae=str(out.parent / "vae"), measured=2)
     else:
         build_lm(out, LmRecipe(steps=steps, batch=6, width=32, feed_forward=32, layers=1), measured=4)
 
 
-@pytest.mark.parametrize("name", ["clip", "lm"])
+LOSSES = {
+    "clip": "build_clip.clip_loss",
+    "lm": "build_lm.lm_loss",
+    "vae": "build_vae.vae_loss",
+    "denoiser": "build_denoiser.flow_losses",
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_build_that_was_stopped_gives_the_same_weights_and_none_is_written_over(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    if name == "denoiser":
+        build("vae", tmp_path / "vae", steps=1)
     build(name, tmp_path / "one")
     monkeypatch.setattr("sightline.world.training.SAVE_EVERY", 0.0)
-    stopping = "sightline.world.build_clip.clip_loss" if name == "clip" else "sightline.world.build_lm.lm_loss"
+    stopping = f"sightline.world.{LOSSES[name]}"
+    measured = "ldm" if name in ("vae", "denoiser") else name
     with monkeypatch.context() as during:
         module, function = stopping.rsplit(".", 1)
         real = getattr(__import__(module, fromlist=[function]), function)
         calls = iter(range(99))
 
-        def stop(*args):
+        def stop(*args, **options):
             if next(calls) == 2:
                 raise KeyboardInterrupt
-            return real(*args)
+            return real(*args, **options)
 
         during.setattr(stopping, stop)
         with pytest.raises(KeyboardInterrupt):
@@ -209,14 +227,14 @@ def test_a_build_that_was_stopped_gives_the_same_weights_and_none_is_written_ove
         raise KeyboardInterrupt
 
     with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
-        during.setattr(f"sightline.world.measure_{name}.measure_{name}", power_cut)
+        during.setattr(f"sightline.world.measure_{measured}.measure_{name}", power_cut)
         build(name, tmp_path / "two")
     assert not (tmp_path / "two").exists(), "a backbone without its card would be refused and could not go on"
     build(name, tmp_path / "two")
     cards = [json.loads((tmp_path / folder / "card.json").read_text()) for folder in ("one", "two")]
     assert cards[0]["weights_sha256"] == cards[1]["weights_sha256"]
     assert set(cards[0]["scores"]) == {"validation", "novel"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert {path.name for path in tmp_path.iterdir()} - {"vae"} == {"one", "two"}
     with pytest.raises(SightlineError, match="a backbone would overwrite it, so nothing was done"):
         build(name, tmp_path / "one")
 

@@ -103,11 +103,19 @@ def denoiser_config(recipe: DenoiserRecipe, channels: int, side: int) -> dict[st
 
 
 def build_denoiser(
-    out: Path, recipe: DenoiserRecipe | None = None, progress: Progress | None = None, *, vae: str = "world:vae"
+    out: Path,
+    recipe: DenoiserRecipe | None = None,
+    progress: Progress | None = None,
+    *,
+    vae: str = "world:vae",
+    measured: int = 64,
 ) -> None:
     """Train the denoiser on the latents of a VAE, save it to the folder `out`, measure it, and write its card.
 
     A build that was stopped goes on when it is run again.
+
+    Args:
+        measured: pictures that the card's scores are of.
 
     Raises:
         SightlineError: if `out` holds files already, or a build of other settings is under way there.
@@ -135,12 +143,10 @@ def build_denoiser(
             levels = draw_noise_levels(torch.randn(recipe.batch, generator=draw))
             told = (torch.rand(recipe.batch, generator=draw) >= recipe.blank).float()
             prompt, pooled = model["condition"](Seen(seen.tokens[rows], seen.whole[rows]))
-            mixed, prompt, pooled = (
-                noised(clean[rows], noise, levels),
-                prompt * told[:, None, None],
-                pooled * told[:, None],
+            mixed, told = noised(clean[rows], noise, levels), told[:, None]
+            velocity = predicted(
+                model["denoiser"], mixed, levels * TIMESTEPS, prompt * told.unsqueeze(-1), pooled * told
             )
-            velocity = predicted(model["denoiser"], mixed, levels * TIMESTEPS, prompt, pooled)
             return flow_losses(velocity, clean[rows], noise, levels, "velocity").mean()
 
         seconds = descend(
@@ -159,7 +165,7 @@ def build_denoiser(
             model["denoiser"],
             None,
             beside={CONDITION: condition.half().state_dict()},
-            measure=lambda folder, split: measure_denoiser(folder, split, latents, clip),
+            measure=lambda folder, split: measure_denoiser(folder, split, latents, clip, pictures=measured),
             seconds=seconds,
             data="pictures of the world's train split as latents of its VAE, and what its CLIP sees of them",
             objective="velocity of a rectified flow; one prompt in ten is blank",

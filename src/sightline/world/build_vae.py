@@ -88,10 +88,15 @@ def vae_loss(vae: torch.nn.Module, pixels: Float[Tensor, "batch 3 side side"], r
     return F.l1_loss(out, pixels) + recipe.edges * edges + recipe.prior * prior
 
 
-def build_vae(out: Path, recipe: VaeRecipe | None = None, progress: Progress | None = None) -> None:
+def build_vae(
+    out: Path, recipe: VaeRecipe | None = None, progress: Progress | None = None, *, measured: int = 64
+) -> None:
     """Train the VAE, save it to the folder `out`, measure what was saved, and write its card.
 
     A build that was stopped goes on when it is run again.
+
+    Args:
+        measured: pictures that the card's scores are of.
 
     Raises:
         SightlineError: if `out` holds files already, or a build of other settings is under way there.
@@ -122,7 +127,7 @@ def build_vae(out: Path, recipe: VaeRecipe | None = None, progress: Progress | N
             "vae",
             vae,
             None,
-            measure=measure_vae,
+            measure=lambda folder, split: measure_vae(folder, split, pictures=measured),
             seconds=seconds,
             data="windows of pictures of the world's train split, in both views, some of them around a card",
             objective="absolute error of pixels and of their differences, and a small divergence from a normal",

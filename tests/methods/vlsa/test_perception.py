@@ -24,7 +24,7 @@ from sightline.types import Batch, Turn
 VICUNA = get_template("vicuna_v1")
 SIZES = Sizes(d_vision=8, d_llm=16, patches=16, tokens=16)
 PERCEIVER = {"name": "perceiver"}
-ASPECTS = [(32, 32), (20, 9), (33, 32), (64, 64), (96, 96), (1, 400), (400, 1), (128, 32)]
+ASPECTS = [(32, 32), (20, 9), (33, 32), (64, 64), (96, 96), (1, 4000), (4000, 1), (128, 32)]
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
