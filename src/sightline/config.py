@@ -18,8 +18,6 @@ from .overrides import apply_override
 BASE = "A shipped recipe, or a file relative to this one, over which this one is laid; it then holds only what differs."
 """What the key says that a resolved recipe no longer has."""
 
-PartName = str
-
 
 def _a_number(value: Any) -> Any:
     """YAML's `yes` is a boolean, and would count as 1."""
@@ -147,7 +145,7 @@ class Stage(Record):
     long_rows: Literal["raise", "drop", "shorten"] = "raise"
     """What becomes of a row over `max_length`: `shorten` leaves out its oldest exchanges without an image, and drops it
     if that is not enough. An image is never cut."""
-    trainable: list[PartName] = Field(min_length=1)
+    trainable: list[str] = Field(min_length=1)
     """Parts that train: `vision`, `connector`, `language`, or a method's name."""
     init_from: str | None = None
     """A saved model to start from; by default the previous stage's, or the fresh assembly."""
@@ -155,7 +153,7 @@ class Stage(Record):
     """Keep the model as it is after this stage, in `stages/<name>/model` of the run folder."""
     lr: Rate = 1e-3
     """Peak learning rate of AdamW."""
-    lr_by_part: dict[PartName, Rate] = {}
+    lr_by_part: dict[str, Rate] = {}
     """Learning rates of parts that differ from `lr`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """What the learning rate does after the warm-up; the first two end at zero."""
@@ -204,23 +202,17 @@ class Stage(Record):
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return [value] if isinstance(value, dict | Data) else value if value is not None else []
 
-    @model_validator(mode="after")
-    def _rates_name_trained_parts(self) -> "Stage":
-        idle = [
-            part
-            for part in self.lr_by_part
-            if not any(f"{part}.".startswith(f"{trains}.") for trains in self.trainable)
-            and not any(trains.startswith(f"{part}.") for trains in self.trainable)
-        ]
-        if idle:
-            raise ValueError(f"lr_by_part names '{idle[0]}', which is not in trainable {self.trainable}")
-        return self
+    def trains(self, part: str) -> bool:
+        """Whether `trainable` names a part, or one that it is in."""
+        return any(f"{part}.".startswith(f"{name}.") for name in self.trainable)
 
     @model_validator(mode="after")
-    def _weights_that_change_have_a_beginning(self) -> "Stage":
-        for name in self.final_weights:
-            if not self.weights.get(name):
-                raise ValueError(f"final_weights names '{name}', which has no weight to begin with; name it in weights")
+    def _what_is_named_is_there(self) -> "Stage":
+        for part in self.lr_by_part:
+            if not self.trains(part) and not any(name.startswith(f"{part}.") for name in self.trainable):
+                raise ValueError(f"lr_by_part names '{part}', which is not in trainable {self.trainable}")
+        if none := [name for name in self.final_weights if not self.weights.get(name)]:
+            raise ValueError(f"final_weights names '{none[0]}', which has no weight to begin with; name it in weights")
         return self
 
     @model_validator(mode="after")

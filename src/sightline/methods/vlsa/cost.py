@@ -1,6 +1,6 @@
 """What reconstruction costs for an image, counted on torch's meta device: for the dry run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ class Cost:
     tokens: int
     width: int
     """Of what the Epigone reads."""
+    _found: dict[tuple[str, bool], Counted] = field(default_factory=dict)
 
     @cached_property
     def of_vae(self) -> int:
@@ -33,6 +34,11 @@ class Cost:
 
     def of(self, part: str, *, trains: bool = False) -> Counted:
         """Of the Epigone or the denoiser, both of which pass gradients on to the visual tokens."""
+        if (part, trains) not in self._found:
+            self._found[part, trains] = self._count(part, trains)
+        return self._found[part, trains]
+
+    def _count(self, part: str, trains: bool) -> Counted:
         module, config = getattr(self, part), self.denoiser.config
         module.requires_grad_(trains)
         with torch.device("meta"):

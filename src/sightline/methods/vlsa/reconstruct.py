@@ -223,16 +223,13 @@ class Reconstruct(Redraws):
             return 0, 0
         encoding = self._cost.of_vae if self.config.latents == "online" else 0
         parts = {part: self._cost.of(part).operations for part in self.parts}
-        backward = sum(parts[part] * (2 if self._trains(part, stage) else 1) for part in self.parts)
+        backward = sum(parts[part] * (2 if stage.trains(f"{self.name}.{part}") else 1) for part in self.parts)
         return encoding + sum(parts.values()), backward
 
     def kept(self, size: Size, side: int, stage: Stage) -> int:
         if not stage.weights.get(LOSS):
             return 0
-        return sum(self._cost.of(part, trains=self._trains(part, stage)).kept for part in self.parts)
-
-    def _trains(self, part: str, stage: Stage) -> bool:
-        return any(f"{self.name}.{part}.".startswith(f"{name}.") for name in stage.trainable)
+        return sum(self._cost.of(part, trains=stage.trains(f"{self.name}.{part}")).kept for part in self.parts)
 
     @cached_property
     def _cost(self) -> Cost:
