@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from llava_sizes import SIZES, Size, build
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from train_step import ratio_of
 
 from sightline.data.collate import collate
@@ -38,6 +38,7 @@ from sightline.data.templates import IMAGE, get_template
 from sightline.methods.anyres import AnyResConfig, AnyResViews
 from sightline.methods.base import AlignmentMethod, Needs, Views
 from sightline.methods.compose import Methods, build_methods
+from sightline.methods.counting import counted
 from sightline.methods.vlsa.perceiver import SAPerceiver
 from sightline.models.processing import PROMPT_FIELDS
 from sightline.types import Turn
@@ -180,16 +181,7 @@ def kept(size: Size, device: torch.device) -> list[dict[str, int]]:
         with device:
             low, high = torch.randn(1, patches, size.vision_width), torch.randn(1, crops * patches, size.vision_width)
             shown = torch.ones(1, patches, dtype=torch.bool), torch.ones(1, 1, crops * patches, dtype=torch.bool)
-        found: dict[int, int] = {weights.untyped_storage().data_ptr(): 0 for weights in perceiver.parameters()}
-
-        def pack(tensor: Tensor, found: dict[int, int] = found) -> Tensor:
-            found.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = perceiver(low, high, *shown)
-        rows.append({"crops": crops, "bytes": sum(found.values())})
-        del out
+        rows.append({"crops": crops, "bytes": counted(lambda: perceiver(low, high, *shown), perceiver).kept})  # noqa: B023
     return rows
 
 

@@ -6,7 +6,6 @@ Scores are stored; levels follow from them and from where the scores of the stag
 way of cutting can change without computing anything again. Validation rows take the cut points of the training data.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from ..data.store import Store
 from ..errors import SightlineError
 from ..methods.base import Setting
-from ..models.digest import sight_facts
+from ..models.digest import facts_name, sight_facts
 from ..progress import reading_bar
 from ..types import Sample
 from .images import ImageJob, run_images, world_size
@@ -117,7 +116,7 @@ class PairLevels:
     @cached_property
     def folder(self) -> Path:
         """Where scores made in this way are."""
-        return Path(self.setting.recipe.annotations) / f"aligngpt-{_hash(self.facts)}"
+        return Path(self.setting.recipe.annotations) / f"aligngpt-{facts_name(self.facts)}"
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -213,7 +212,3 @@ class PairLevels:
                         yield (number, row), sample
                     done += 1
                     progress(done, total)
-
-
-def _hash(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ from ..errors import SightlineError
 from ..files import write_json, write_text
 from ..methods.base import Setting
 from ..models.backbones import location
-from ..models.digest import sight_facts
+from ..models.digest import facts_name, sight_facts
 from ..models.joint import Extractor, JointEncoder, load_joint
 from ..models.scales import resize
 from ..types import Sample
@@ -113,7 +113,7 @@ class PatchWords:
     @cached_property
     def folder(self) -> Path:
         """Where labels made in this way are."""
-        return Path(self.setting.recipe.annotations) / f"sea-{_name(self.facts | {'sign': self._sign()})}"
+        return Path(self.setting.recipe.annotations) / f"sea-{facts_name(self.facts | {'sign': self._sign()})}"
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class PatchWords:
             raise SightlineError(f"{record} is damaged. Remove it, and run sightline annotate again.") from None
 
     def _sign_record(self) -> Path:
-        return Path(self.setting.recipe.annotations) / f"sea-sign-{_name(self.facts)}.json"
+        return Path(self.setting.recipe.annotations) / f"sea-sign-{facts_name(self.facts)}.json"
 
 
 class Labelling(ImageWork):
@@ -267,7 +267,3 @@ def normalised(image: Image.Image, image_processor: Any) -> Tensor:
 def encoder_facts(encoder: str, extractor: Extractor) -> dict[str, Any]:
     """What an encoder is, by its weights; read once in a process."""
     return load_joint(encoder, extractor).facts()
-
-
-def _name(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

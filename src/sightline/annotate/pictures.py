@@ -4,7 +4,6 @@ As pixels, made when a row is read; or as latents of a frozen VAE, computed once
 each image and epoch, of the noise that they are mixed with.
 """
 
-import hashlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from ..data.view import Sight
 from ..errors import ImageError, SightlineError
 from ..methods.base import Annotation, Reader, Setting
 from ..models.diffusion import Latents, part_config, shrinks_by
-from ..models.digest import digest, sight_facts
+from ..models.digest import digest, facts_name, sight_facts
 from ..types import ImageSource, Sample
 from .images import ImageJob, ImageWork, checked_store, run_images
 
@@ -97,8 +96,7 @@ class Pictures(Annotation):
     @cached_property
     def folder(self) -> Path:
         """Where latents made in this way are."""
-        name = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
-        return Path(self.setting.recipe.annotations) / f"reconstruct-{name}"
+        return Path(self.setting.recipe.annotations) / f"reconstruct-{facts_name(self.facts)}"
 
     @cached_property
     def facts(self) -> dict[str, Any]:

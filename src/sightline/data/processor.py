@@ -238,10 +238,8 @@ class Processor:
     def pixels(self, views: Sequence[Image.Image]) -> Tensor:
         """Views as the tower takes them."""
         if views:
-            side, cuts = self.frame.side, not isinstance(self.methods.views, OneView)
-            fits = cuts and all(
-                view.size == (side, side) for view in views
-            )  # then nothing is left to resize or cut off
+            cut = not isinstance(self.methods.views, OneView)
+            fits = cut and all(view.size == (self.frame.side,) * 2 for view in views)  # nothing to resize, or cut off
             skip: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if fits else {}
             return self.image_processor(list(views), return_tensors="pt", **skip)["pixel_values"].float()
         return torch.zeros(0, 3, self.frame.side, self.frame.side)

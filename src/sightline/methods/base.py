@@ -233,8 +233,11 @@ class AlignmentMethod(nn.Module, ABC):
 
     def columns(self, stage: Stage) -> tuple[str, ...]:
         """The columns that it reads in a stage: those that it always does, and those of the losses that it weighs."""
-        of_losses = (column for spec in self.needs.losses if stage.weights.get(spec.name) for column in spec.columns)
-        return (*self.needs.columns, *of_losses)
+        return (*self.needs.columns, *(column for spec in self.weighed(stage) for column in spec.columns))
+
+    def weighed(self, stage: Stage) -> list[LossSpec]:
+        """Its losses that count in a stage."""
+        return [spec for spec in self.needs.losses if stage.weights.get(spec.name)]
 
     def annotation(self, setting: Setting) -> Annotation | None:
         """How its columns come about; None if others give them (`train(recipe, columns=...)`)."""

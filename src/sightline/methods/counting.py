@@ -1,4 +1,4 @@
-"""What a part of a method costs, counted on torch's meta device, where nothing is computed."""
+"""What a part of a method costs: counted on torch's meta device, nothing is computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Counted:
 
 
 def counted(work: Callable[[], object], *modules: nn.Module) -> Counted:
-    """Count a call of modules that are on the meta device; what has no weights there is at no cost."""
+    """Count one call of modules."""
     weights = {weight.untyped_storage()._cdata for module in modules for weight in module.parameters()}
     alive: dict[int, Tensor] = {}
 

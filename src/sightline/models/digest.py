@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,11 @@ def digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def facts_name(facts: Mapping[str, Any]) -> str:
+    """A short name of what something depends on: the same for the same facts, as JSON has them."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pixel_facts(image_processor: Any) -> dict[str, Any]:

@@ -86,8 +86,6 @@ class Flops:
     head: int
     head_backward: int
     methods: int = 0
-    methods_kept: int = 0
-    """Bytes that they keep for the backward pass, for an image, in fp32."""
     methods_backward: int = 0
 
     @property

@@ -137,7 +137,7 @@ def plan(
         if not of_stage.rows.counted:
             notes[f"{stage.name}: its data is not all here; rows are the recipe's, one image in each is assumed"] = None
         for method in model.model.methods.all:
-            acts = method.needs.edits or any(stage.weights.get(spec.name) for spec in method.needs.losses)
+            acts = method.needs.edits or method.weighed(stage)
             if acts and not any(method.operations(of_stage.image, model.config.pixels_side, stage)):
                 notes[f"method '{method.name}': parameters and tokens are counted, its operations are not"] = None
         if stage.validation:

@@ -6,7 +6,6 @@ live pass would give under the same of these, in the type that it has: under pre
 autocast. A store made under anything else is another folder.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from ..data.features import Features
 from ..data.store import Store
 from ..errors import SightlineError
 from ..models.assemble import Assembly
-from ..models.digest import config_facts, digest, pixel_facts, views_facts
+from ..models.digest import config_facts, digest, facts_name, pixel_facts, views_facts
 from ..progress import reading_bar
 from ..types import Sample
 
@@ -77,8 +76,7 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
 
 def store_folder(recipe: Recipe, facts: dict[str, Any]) -> Path:
     """Where features that depend on `facts` are."""
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Path(recipe.annotations) / f"features-{name[:16]}"
+    return Path(recipe.annotations) / f"features-{facts_name(facts)}"
 
 
 def find_features(

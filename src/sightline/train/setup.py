@@ -89,11 +89,7 @@ def unused_by_tower(model: SightlineForConditionalGeneration) -> list[str]:
 
 def unused_by_losses(model: SightlineForConditionalGeneration, stage: Stage) -> set[str]:
     """Names of the parameters of methods that edit nothing, and whose losses the stage gives no weight."""
-    idle = [
-        method
-        for method in model.model.methods.all
-        if not method.needs.edits and not any(stage.weights.get(spec.name) for spec in method.needs.losses)
-    ]
+    idle = [method for method in model.model.methods.all if not method.needs.edits and not method.weighed(stage)]
     trained = {part.partition(".")[0] for part in stage.trainable}
     ours = {id(parameter) for method in idle if method.name in trained for parameter in method.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in ours}

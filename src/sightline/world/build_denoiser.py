@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,8 +19,8 @@ from ..objectives.flow import TIMESTEPS, draw_noise_levels, flow_losses, noised
 from . import backbone_path
 from .build_clip import encode_pixels, patch_size
 from .cards import Build, finish, load
-from .clip_data import picture_values
-from .draw import FINE, SIDE, render
+from .clip_data import picture_values, pictures_of
+from .draw import FINE, SIDE
 from .measure_clip import before_last
 from .scene import Scene, sample_scene
 from .training import Descent, Progress, descend, one_thread, warmed_cosine
@@ -128,7 +127,7 @@ def build_denoiser(
     with one_thread(recipe.seed):
         scenes = [sample_scene(recipe.seed, "train", index) for index in range(recipe.pictures)]
         seen = look(clip, scenes)
-        clean = torch.cat([latents.encode(pixels_of(scenes[i : i + 16])) for i in range(0, len(scenes), 16)])
+        clean = torch.cat([latents.encode(pictures_of(scenes[i : i + 16], "high")) for i in range(0, len(scenes), 16)])
         model = nn.ModuleDict(
             {
                 "denoiser": build_part("transformer", denoiser_config(recipe, clean.shape[1], clean.shape[2])),
@@ -170,8 +169,3 @@ def build_denoiser(
             data="pictures of the world's train split as latents of its VAE, and what its CLIP sees of them",
             objective="velocity of a rectified flow; one prompt in ten is blank",
         )
-
-
-def pixels_of(scenes: list[Scene]) -> Tensor:
-    """High views, in bytes: [scenes, 3, side, side]."""
-    return torch.from_numpy(np.stack([np.asarray(render(scene, "high")) for scene in scenes])).permute(0, 3, 1, 2)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..models.diffusion import diffusers
 from .cards import Build, finish
+from .clip_data import pictures_of
 from .draw import CELL, SIDE, render
 from .scene import GRID, Scene, sample_scene
 from .training import Descent, Progress, descend, one_thread, warmed_cosine
@@ -138,7 +139,6 @@ def build_vae(
 def latent_statistics(vae: torch.nn.Module, recipe: VaeRecipe, pictures: int = 64) -> tuple[float, float]:
     """What latents of whole pictures are shifted and scaled by, so that they have mean 0 and deviation 1."""
     scenes = [sample_scene(recipe.seed, "train", index) for index in range(pictures)]
-    pixels = torch.from_numpy(np.stack([np.asarray(render(scene, "high")) for scene in scenes])).permute(0, 3, 1, 2)
-    parts = (pixels.float() / 127.5 - 1).split(8)
+    parts = (pictures_of(scenes, "high").float() / 127.5 - 1).split(8)
     latents = torch.cat([vae.encode(some).latent_dist.mode() for some in parts])  # pyright: ignore[reportCallIssue]
     return round(float(latents.mean()), 4), round(float(1 / latents.std()), 4)

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 from torch import Tensor
 
 from .claims import Attribute, Claim, full_claim, partial_claim, statements_of, swap, swappable, truth_of
@@ -218,10 +217,11 @@ def _positions(side: int, across: int, rng: np.random.Generator) -> Int[Tensor, 
     return torch.cat([torch.zeros(1, dtype=torch.long), grid.flatten() + 1])
 
 
+def pictures_of(scenes: Sequence[Scene], view: View = "low") -> UInt8[Tensor, "scenes 3 height width"]:
+    """The pictures of scenes, in bytes."""
+    return torch.from_numpy(np.stack([np.asarray(render(scene, view)) for scene in scenes])).permute(0, 3, 1, 2)
+
+
 def picture_values(scenes: Sequence[Scene], view: View = "low") -> Float[Tensor, "scenes 3 height width"]:
     """The pictures of scenes as the image processor gives them."""
-
-    def pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-
-    return to_pixel_values(torch.stack([pixels(render(scene, view)) for scene in scenes]))
+    return to_pixel_values(pictures_of(scenes, view))

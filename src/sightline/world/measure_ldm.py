@@ -17,7 +17,8 @@ from ..evaluation.metrics import Estimate, proportion_interval
 from ..models.diffusion import Latents, load_denoiser
 from ..models.sampling import psnr, sample
 from . import Split
-from .build_denoiser import CONDITION, Condition, look, pixels_of
+from .build_denoiser import CONDITION, Condition, look
+from .clip_data import pictures_of
 from .draw import CELL, render
 from .scene import GRID, LETTERS, Scene, sample_scene
 
@@ -27,7 +28,7 @@ def measure_vae(folder: Path, split: Split = "validation", *, pictures: int = 64
     nearest to itself among all letters."""
     latents = Latents(str(folder))
     scenes = [sample_scene(seed, split, index) for index in range(pictures)]
-    pixels = pixels_of(scenes)
+    pixels = pictures_of(scenes, "high")
     back = torch.cat([latents.decode(latents.encode(some)) for some in pixels.split(8)])
     return {"psnr": mean_interval(psnr(back, pixels).tolist()), "letter": letters_kept(scenes, back)}
 
@@ -62,7 +63,7 @@ def measure_denoiser(
     and the `gain`, the mean difference."""
     denoiser: Any = load_denoiser(str(folder)).eval()
     scenes = [sample_scene(seed, split, index) for index in range(pictures)]
-    seen, pixels = look(clip, scenes), pixels_of(scenes)
+    seen, pixels = look(clip, scenes), pictures_of(scenes, "high")
     condition = Condition(seen.tokens.shape[-1], seen.whole.shape[-1], denoiser.config.joint_attention_dim)
     condition.load_state_dict({key: value.float() for key, value in load_file(folder / CONDITION).items()})
     prompt, pooled = condition(seen)

@@ -156,7 +156,10 @@ class Reconstruct(Redraws):
             model = setting.assembly.model
             self._check(model.model.methods.all, model.config.pixels_side)
         online = setting.stage.weights.get(LOSS) and self.config.latents == "online"
-        self._latents = (Latents(self.config.vae, setting.device),) if online else ()
+        if not online:
+            self._latents = ()
+        elif not self._latents:  # a rehearsal and each stage begin
+            self._latents = (Latents(self.config.vae, setting.device),)
 
     def annotation(self, setting: Setting) -> Annotation:
         config = self.config
