@@ -149,8 +149,8 @@ def build_joint(root: Path) -> dict[str, Path]:
 
 
 def build_diffusion(root: Path) -> Path:
-    """A VAE and a denoiser, as the folders of a pipeline."""
-    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    """A VAE, a denoiser and a VQ model, as the folders of a pipeline."""
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, VQModel
 
     torch.manual_seed(0)
     AutoencoderKL(
@@ -178,6 +178,17 @@ def build_diffusion(root: Path) -> Path:
     for weights in denoiser.parameters():
         weights.data += 0.1 * torch.randn_like(weights)
     denoiser.save_pretrained(root / "transformer")
+    vq = VQModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        num_vq_embeddings=20,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    vq.quantize.embedding.weight.data.normal_()
+    vq.save_pretrained(root / "vqvae")
     return root
 
 

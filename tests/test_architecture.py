@@ -66,7 +66,9 @@ def test_the_trunk_imports_no_method(path):
     """Outside methods/, only its protocol and its composition are known."""
     for place, names in imports(path):
         if place.split(".")[0] == "methods":
-            assert place in ("methods.base", "methods.compose"), f"{name(path)} imports {names} from {place}"
+            assert place in ("methods.base", "methods.abilities", "methods.compose"), (
+                f"{name(path)} imports {names} from {place}"
+            )
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if part(p) in CORE], ids=name)

@@ -25,6 +25,7 @@ COMMANDS = [
     "import",
     "report",
     "reconstruct",
+    "paint",
     "demo",
     "recipes",
     "world",

@@ -77,7 +77,7 @@ class Toy(AlignmentMethod):
     def measures(self, trace, batch):
         return {"toy/length": trace.visual.norm(dim=1)}
 
-    def turns(self, sample, rng: np.random.Generator):
+    def turns(self, sample, rng: np.random.Generator, columns):
         if not self.config.turns or not sample.images:
             return []
         question, answer = Turn("user", "how many dots?"), Turn("assistant", str(rng.integers(10)), kind="toy/answer")

@@ -14,6 +14,7 @@ from .diagnostics.cli import diagnose
 from .diagnostics.lens_cli import lens
 from .errors import SightlineError
 from .export_cli import export, import_
+from .paint_cli import paint
 from .reconstruct_cli import reconstruct
 from .world.cli import app as world
 
@@ -31,7 +32,7 @@ app = typer.Typer(
     "write a recipe (`sightline recipes` lists the shipped ones), then `train`, `eval`, `ask`, `report`.",
 )
 app.add_typer(world, name="world")
-for command in (diagnose, lens, reconstruct, compare, export):
+for command in (diagnose, lens, reconstruct, paint, compare, export):
     app.command()(command)
 app.command("import")(import_)
 

@@ -1,5 +1,6 @@
 """Writing so that a crash leaves either the old file or the new one, never half of it."""
 
+import io
 import json
 import os
 import shutil
@@ -8,9 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import SightlineError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @contextmanager
@@ -51,6 +55,23 @@ def write_bytes(path: Path, data: bytes) -> None:
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
+
+
+def check_png(path: Path) -> None:
+    """Refuse a place that a picture cannot be written to, before it is made.
+
+    Raises:
+        SightlineError: for a folder, or a name that is no PNG's.
+    """
+    if path.is_dir() or path.suffix.lower() != ".png":
+        raise SightlineError(f"'{path}' cannot be written: the picture is a PNG file. Give --out a name like x.png.")
+
+
+def write_png(path: Path, image: "Image.Image") -> None:
+    """Write a picture atomically."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    write_bytes(path, file.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

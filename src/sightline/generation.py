@@ -14,7 +14,7 @@ from .data.images import to_rgb
 from .data.prefix import prefix_text
 from .data.templates import IMAGE, get_template, to_jinja
 from .errors import SightlineError
-from .methods.base import Levelled
+from .methods.abilities import Levelled
 from .models.hub import found, load_weights, quiet
 from .models.processing import SightlineProcessor
 

@@ -1,6 +1,5 @@
 """Draw images again from a model's visual tokens alone: what they keep is seen, and what they lost (VLSA, Figure 3)."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,15 @@ from torch import Tensor
 
 from .checkpoints.model import load_model
 from .checkpoints.trainonly import read_train_only
-from .config import Recipe, load_recipe
+from .config import Recipe
 from .data.collate import collate
 from .data.templates import get_template
 from .errors import SightlineError
-from .files import write_bytes
-from .methods.base import Redraws
+from .methods.abilities import Redraws
 from .methods.compose import load_method_class
 from .models.assemble import Assembly, attach_methods
 from .models.sampling import psnr
+from .runs import recipe_of
 from .types import Turn
 
 GAP = 8
@@ -76,22 +75,14 @@ def reconstruct(
     return Redrawn(torch.stack([method.picture(assembly.sight, image) for image in images]), drawn)
 
 
-def write_sheet(drawn: Redrawn, path: Path) -> None:
-    """Write the sheet as PNG, whole or not at all."""
-    file = io.BytesIO()
-    drawn.sheet().save(file, "PNG")
-    write_bytes(path, file.getvalue())
-
-
 def _opened(run: Path) -> tuple[Recipe, Assembly]:
     """The recipe of a run, and its model with what served training alone."""
-    home = next((place for place in (run, *run.parents[:2]) if (place / "recipe.yaml").is_file()), None)
-    if home is None:
+    recipe = recipe_of(run)
+    if recipe is None:
         raise SightlineError(
             f"'{run}' is no run folder: it has no recipe.yaml, which says how images were reconstructed. Give the "
             "folder that `sightline train` wrote."
         )
-    recipe = load_recipe(home / "recipe.yaml")
     if not any(issubclass(load_method_class(record["name"]), Redraws) for record in recipe.methods):
         raise SightlineError(
             f"'{run}' was trained without reconstruction, so nothing can draw what its tokens keep. Train with the "

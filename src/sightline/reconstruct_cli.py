@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from .errors import SightlineError
-
 
 def reconstruct(
     run: Annotated[
@@ -28,15 +26,14 @@ def reconstruct(
     Example: `sightline reconstruct runs/mine photo.jpg`
     """
     from .data.images import load_image
+    from .files import check_png, write_png
     from .reconstruct import reconstruct as draw
-    from .reconstruct import write_sheet
     from .train.processes import pick_device
 
     path = out or Path(f"{images[0].stem}-reconstructed.png")
-    if path.is_dir() or path.suffix.lower() != ".png":
-        raise SightlineError(f"'{path}' cannot be written: the picture is a PNG file. Give --out a name like x.png.")
+    check_png(path)
     drawn = draw(run, [load_image(image) for image in images], steps=steps, seed=seed, device=pick_device(device))
-    write_sheet(drawn, path)
+    write_png(path, drawn.sheet())
     typer.echo(str(path))
     for image, decibels in zip(images, drawn.psnr, strict=True):
         typer.echo(f"{image}: {decibels:.1f} dB", err=True)

@@ -76,7 +76,7 @@ def test_turns_are_deterministic_in_seed_epoch_and_row(tiny: dict[str, Path], pi
 def test_turns_go_where_they_say() -> None:
     own = (Turn("system", "s"), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
     turns, foreign = Methods([Toy(Toy.Config(), SIZES)]).insert_turns(
-        Sample("x", (Image.new("RGB", (4, 4)),), own), generator(0)
+        Sample("x", (Image.new("RGB", (4, 4)),), own), generator(0), {}
     )
     assert [turn.text for turn in turns[:4]] == ["s", "a", "b", "how many dots?"]
     assert [turn.text for turn in turns[5:]] == ["c", "d"]

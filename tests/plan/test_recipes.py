@@ -4,6 +4,8 @@ import pytest
 
 from sightline.config import dump, load_recipe, shipped_recipes
 from sightline.data.templates import get_template
+from sightline.methods.base import Sizes
+from sightline.methods.compose import build_methods
 from sightline.plan import plan
 from sightline.plan.report import GIB
 from sightline.train.folder import differences, fixed
@@ -40,7 +42,7 @@ def test_the_dry_run_accepts_it(name, tmp_path, monkeypatch):
         assert named == {of for of in part.trainable if of != "sea"} | (named & {"sea"})
         if "s2" in name:
             assert (stage.scales, stage.tile, stage.tokens_per_image) == ((1, 2, 3), 336, 576)
-        elif name.startswith("llava-next") and recipe.methods:
+        elif {"name": "anyres"} in recipe.methods and not name.startswith("world"):
             assert (stage.image, stage.tokens_per_image) == ((672, 672), 2928), "the stock newline tokens among them"
         elif not name.startswith("world"):
             assert (stage.scales, stage.tokens_per_image) == ((1,), 576 if stage.tile == 336 else 729)
@@ -126,3 +128,22 @@ def test_the_rows_of_the_aligngpt_paper(row):
     for stage, lr, rows in ((pretrain, 1e-3, 256), (instruct, 2e-5, 128)):
         assert (stage.lr, stage.batch_size * stage.accumulate, stage.epochs) == (lr, rows, 1)
     assert [stage.data[0].rows for stage in recipe.stages] == [558_128, 665_298]
+
+
+def test_the_rows_of_vlsas_cognition():
+    """Rows 5 and 6 of Table 3 are rows 1 and 4 and the turns, asked for in the stage that trains the language model."""
+    turns = {"name": "cognition", "preset": "vlsa_paper"}
+    for name, without in (("vlsa-c-llama-3-8b", "llava-next-llama-3-8b"), ("vlsa-llama-3-8b", "vlsa-ab-llama-3-8b")):
+        row, base = load_recipe(name), load_recipe(without)
+        assert row == base.model_copy(update={"name": name, "methods": [*base.methods, turns]})
+        (method,) = build_methods([turns], Sizes(d_vision=1024, d_llm=4096, patches=576, tokens=576)).all
+        *before, last = (method.added_tokens(stage) for stage in row.stages)
+        assert before == [0.0] * len(before)
+        assert (128 + 192) / 4 < last < 120, "a quarter of both windows, and of two questions"
+
+
+def test_turns_make_rows_longer_in_the_plan():
+    """By as much as the method says."""
+    turned, before = (plan(load_recipe(name), gpus=[8]) for name in ("vlsa-c-llama-3-8b", "llava-next-llama-3-8b"))
+    assert [a.sequence - b.sequence for a, b in zip(turned.stages, before.stages, strict=True)] == [0, 96]
+    assert any("adds about 96 tokens" in note for note in turned.notes)

@@ -91,7 +91,9 @@ class Pictures(Annotation):
         store = checked_store(self.folder, self.setting.sources, absent, FIX)
         config = part_config(self.vae, "vae")
         side = self.picture.side // shrinks_by(config)
-        return partial(read, seed=seed, value=FromStore(store, (config["latent_channels"], side, side)))
+        return partial(
+            read, seed=seed, value=FromStore(Stored(store, Encoding.noun), (config["latent_channels"], side, side))
+        )
 
     @cached_property
     def folder(self) -> Path:
@@ -161,31 +163,44 @@ class FromPixels:
 
 
 @dataclass(frozen=True)
-class FromStore:
-    """The latents of an image, from a store. It can be pickled."""
+class Stored:
+    """What was computed of an image, from a store. It can be pickled."""
 
     store: Store
-    shape: tuple[int, ...]
+    noun: str
 
-    def __call__(self, image: ImageSource) -> Tensor:
+    def __call__(self, image: ImageSource) -> dict[str, Tensor]:
         """
         Raises:
-            ImageError: if the image is not there, or could not be decoded when its latents were to be computed.
-            SightlineError: if it has none: it changed after the stage began.
+            ImageError: if the image is not there, or could not be decoded when this was to be computed.
+            SightlineError: if there is nothing of it: it changed after the stage began.
         """
         key = image_key(image)
         if key is None:
             load_image(image)
         try:
-            latents = self.store.read(key or "")["latents"]
+            values = self.store.read(key or "")
         except KeyError:
             raise SightlineError(
-                f"image {image_name(image)} has no latents in {self.store.folder}: it was changed after this stage "
+                f"image {image_name(image)} has no {self.noun} in {self.store.folder}: it was changed after this stage "
                 "began. Run sightline annotate again, then train."
             ) from None
-        if not len(latents):
-            raise ImageError(f"image {image_name(image)} could not be decoded when its latents were to be computed.")
-        return latents[0]
+        if not all(map(len, values.values())):
+            raise ImageError(
+                f"image {image_name(image)} could not be decoded when its {self.noun} were to be computed."
+            )
+        return {name: value[0] for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class FromStore:
+    """The latents of an image, from a store. It can be pickled."""
+
+    stored: Stored
+    shape: tuple[int, ...]
+
+    def __call__(self, image: ImageSource) -> Tensor:
+        return self.stored(image)["latents"]
 
     @property
     def none(self) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SightlineError
-from ..methods.base import Levelled
+from ..methods.abilities import Levelled
 from ..methods.compose import Methods
 from ..models.assemble import Assembly
 from ..models.modeling import SightlineForConditionalGeneration

@@ -17,7 +17,8 @@ from transformers import (
 
 from ..data.prefix import prefix_text
 from ..data.templates import Template, to_jinja
-from ..methods.base import AlignmentMethod, BuiltIn
+from ..methods.abilities import BuiltIn
+from ..methods.base import AlignmentMethod
 from ..methods.compose import build_methods, load_method_class
 from ..models.adapters import plain_state
 from ..models.assemble import Assembly

@@ -33,10 +33,10 @@ class Policies:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that a policy left out, or shortened."""
+    """A row that was left out, or not laid out whole."""
 
     id: str
-    reason: Literal["bad image", "too long", "shortened"]
+    reason: Literal["bad image", "too long", "shortened", "no room for turns"]
     message: str
 
 
@@ -117,8 +117,8 @@ class Rows:
         return self._lay_out(self.samples[row], epoch, row)
 
     def fetch(self, key: tuple[int, int]) -> tuple[Outcome, ...]:
-        """What becomes of a row under the policies: an example, a note that it was left out, both if it was shortened,
-        or the error that stops the run."""
+        """What becomes of a row under the policies: an example, a note that it was left out, both if it was not laid
+        out whole, or the error that stops the run. A row too long for the turns of methods goes without them."""
         epoch, row = key
         try:
             sample = self.samples[row]
@@ -129,6 +129,8 @@ class Rows:
                     raise SightlineError(f"sample '{sample.id}': {error}") from None
                 return (Dropped(sample.id, "bad image", str(error)),)
             except LongRowError as error:
+                if self.training and (example := self._alone(sample, epoch, row)) is not None:
+                    return example, Dropped(sample.id, "no room for turns", error.fact)
                 if self.policies.long_rows == "raise":
                     raise
                 if (
@@ -140,12 +142,19 @@ class Rows:
         except SightlineError as error:
             return (error,)
 
-    def _lay_out(self, sample: Sample, epoch: int, row: int) -> Example:
+    def _lay_out(self, sample: Sample, epoch: int, row: int, *, alone: bool = False) -> Example:
         columns = {name: values[sample.id] for name, values in self.columns.items()}
         for reader in self.readers:
             columns |= reader(sample, epoch if self.training else 0)
-        rng = generator(self.seed, 1, epoch, row) if self.training else None
+        rng = generator(self.seed, 1, epoch, row) if self.training and not alone else None
         return self.processor(sample, rng=rng, columns=columns)
+
+    def _alone(self, sample: Sample, epoch: int, row: int) -> Example | None:
+        """The row without the turns of methods; None if it is too long by itself."""
+        try:
+            return self._lay_out(sample, epoch, row, alone=True)
+        except LongRowError:
+            return None
 
     def _shortened(self, sample: Sample, epoch: int, row: int) -> Example | None:
         """The row without as many of its oldest exchanges as it takes; None if that is not enough."""
@@ -154,7 +163,8 @@ class Rows:
             try:
                 return self._lay_out(sample, epoch, row)
             except LongRowError:
-                continue
+                if (example := self._alone(sample, epoch, row)) is not None:
+                    return example
         return None
 
 

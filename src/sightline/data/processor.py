@@ -106,14 +106,16 @@ class Processor:
         rng: np.random.Generator | None = None,
         columns: Mapping[str, Tensor] | None = None,
     ) -> Example:
-        """A row to train on. With `rng`, methods may insert turns.
+        """A row to train on. With `rng`, methods may insert turns, of what its columns hold.
 
         Raises:
             SightlineError: naming the row, if nothing in it is supervised, it is too long, or an image is unreadable.
         """
-        turns, foreign = self.methods.insert_turns(sample, rng) if rng is not None else (sample.turns, frozenset())
+        columns = columns or {}
+        inserted = self.methods.insert_turns(sample, rng, columns) if rng is not None else None
+        turns, foreign = inserted or (sample.turns, frozenset())
         text, spans = render(self.template, turns, str(self.tokenizer.eos_token))
-        example = self.lay_out(sample.id, sample.images, text, spans, foreign=foreign, columns=columns or {})
+        example = self.lay_out(sample.id, sample.images, text, spans, foreign=foreign, columns=columns)
         if not bool((example.labels[1:] != IGNORE).any()):
             raise SightlineError(
                 f"sample '{sample.id}' ({sample.source}) has no supervised token under template "

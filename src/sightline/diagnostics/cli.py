@@ -58,6 +58,8 @@ def diagnose(
 
     - *levels*, *gate*: with AlignGPT, how far apart the levels are, and how the gate weighs them by type of question
 
+    - *cognition*: with VLSA's cognition, by a run's folder, how well codes and colours of windows are told
+
     Each score comes with its 95% interval and, for the small world, beside those of models known to be good, untrained
     and broken. What the data does not allow is said; the exit status is 1 if that was asked for by name.
 

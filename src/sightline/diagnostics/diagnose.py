@@ -17,6 +17,7 @@ from ..files import write_json
 from . import Part
 from .captions import measure_captions
 from .cause import measure_cause
+from .cognition import measure_cognition, telling
 from .geometry import measure_geometry
 from .information import Budget, measure_information
 from .kept import measure_kept
@@ -30,7 +31,7 @@ from .subject import Subject
 ASKING = (Part.sight, Part.attention, Part.cause, Part.kept, Part.gate)
 """The parts that ask questions."""
 CAPTIONS = 100
-"""Most images to have described."""
+"""Most images to have described, or told in codes and colours."""
 REFERENCES = Path(__file__).parent / "references.json"
 """Scores of models whose alignment is known, in the small world; `benchmarks/diagnostics.py` writes it."""
 
@@ -121,6 +122,12 @@ def diagnose(
             lambda: measure_captions(subject, replace(material, cases=material.cases[:CAPTIONS]), progress=progress),
         ),
         Part.information: ("", lambda: measure_information(subject, *fitted_and_asked(material), progress=progress)),
+        Part.cognition: (
+            "",
+            lambda: measure_cognition(
+                subject, [load_image(case.image) for case in material.cases[:CAPTIONS]], seed=seed, progress=progress
+            ),
+        ),
         Part.levels: ("", lambda: measure_levels(subject)),
         Part.gate: (
             "" if asked else "no questions about images",
@@ -158,11 +165,12 @@ def fitted_and_asked(material: Material) -> tuple[list[Image.Image], list[Image.
 
 
 def parts_of(subject: Subject) -> tuple[Part, ...]:
-    """What is measured of a model unless parts are named: levels and a gate only of one that has them."""
+    """What is measured of a model unless parts are named: levels, a gate and cognition only of one that has them."""
     levelled = subject.levelled
     has = {
         Part.levels: levelled is not None,
         Part.gate: levelled is not None and levelled.has_gate,
+        Part.cognition: telling(subject.recipe) is not None,
         Part.information: False,
     }
     return tuple(part for part in Part if has.get(part, True))

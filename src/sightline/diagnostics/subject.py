@@ -7,6 +7,7 @@ both are before that scale.)
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from ..config import Recipe
+from ..data.templates import get_template, render
 from ..data.view import Sight
 from ..data.words import inside_a_sentence
 from ..errors import SightlineError
 from ..generation import Assistant
-from ..methods.base import Levelled, OneView
+from ..methods.abilities import Levelled
+from ..methods.base import OneView
 from ..models.modeling import SightlineForConditionalGeneration
 from ..models.towers import tower_spec
-from ..types import Batch, Trace
+from ..runs import recipe_of
+from ..types import Batch, Trace, Turn
 from .material import Case, TokenTruth
 
 
@@ -78,6 +83,7 @@ class Subject:
         Raises:
             SightlineError: if there is no such model, or it is not of LLaVA's kind.
         """
+        self.path = path
         self.assistant = Assistant(path, device=device, template=template)
         self.model: Any = self.assistant.model
         self.tokenizer: Any = self.assistant.tokenizer
@@ -90,6 +96,11 @@ class Subject:
     @property
     def device(self) -> torch.device:
         return self.assistant.device
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """That of the run that the model is of."""
+        return recipe_of(self.path)
 
     @property
     def levelled(self) -> Levelled | None:
@@ -271,8 +282,31 @@ class Subject:
     def loss(self, prompt: Prompted, answers: Sequence[str]) -> Float[Tensor, " batch"]:
         """Mean negative log-likelihood of each answer's tokens, in nats."""
         ids = inside_a_sentence(self.tokenizer, answers)
+        logits, padded, real = self.told(prompt, ids)
+        losses = F.cross_entropy(logits.flatten(0, 1), padded.flatten(), reduction="none").view_as(padded)
+        return (losses * real).sum(1) / real.sum(1)
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of answers as they follow a prompt of the model's template, without the end."""
+        if self.assistant.template is None:
+            return inside_a_sentence(self.tokenizer, answers)
+        template, asked = get_template(self.assistant.template), Turn("user", "a")
+        prompt, _ = render(template, [asked], "", prompt_only=True)
+        texts = [render(template, [asked, Turn("assistant", answer)], "") for answer in answers]
+        ends = [next(span.end for span in spans if span.role == "assistant") for _, spans in texts]
+        before, *together = self.tokenizer([prompt, *(text[:end] for (text, _), end in zip(texts, ends, strict=True))])[
+            "input_ids"
+        ]
+        return [ids[len(before) :] for ids in together]
+
+    @torch.no_grad()
+    def told(
+        self, prompt: Prompted, ids: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, "batch tokens vocabulary"], Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+        """What the model expects at each token of an answer, given the tokens before it; those tokens, padded on the
+        right; and which are real."""
         longest = max(map(len, ids))
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.device)
         real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.device)
         embeds = torch.cat([prompt.embeds, self.model.get_input_embeddings()(padded)], dim=1)
         mask = torch.cat([prompt.attention_mask, real], dim=1)
@@ -281,8 +315,7 @@ class Subject:
         ).last_hidden_state
         logits = self.model.lm_head(hidden[:, -longest - 1 : -1]).float()
         logits[..., self.never] = float("-inf")
-        losses = F.cross_entropy(logits.flatten(0, 1), padded.flatten(), reduction="none").view_as(padded)
-        return (losses * real).sum(1) / real.sum(1)
+        return logits, padded, real
 
 
 @torch.no_grad()

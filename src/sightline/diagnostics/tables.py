@@ -64,6 +64,25 @@ LINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("captions/own/wrong", "  that are not"),
         ("captions/own/recall", "share of what is there"),
     ),
+    "cognition": (
+        ("cognition/vq/own/accuracy", "codes right"),
+        ("cognition/vq/wrong/accuracy", "  asked of another image"),
+        ("cognition/vq/own/perplexity", "perplexity of a code"),
+        ("cognition/vq/wrong/perplexity", "  asked of another image"),
+        ("cognition/vq/marginal/perplexity", "  by how often codes occur"),
+        ("cognition/pixels/own", "error of colours, of 255"),
+        ("cognition/pixels/wrong", "  asked of another image"),
+        ("cognition/pixels/mean", "  of the mean colour"),
+        ("cognition/pixels/unread", "colours that are no numbers"),
+    ),
+    "information": (
+        ("information/own/psnr", "PSNR of pictures drawn again, dB"),
+        ("information/wrong/psnr", "  from another image's tokens"),
+        ("information/own/ssim", "their SSIM"),
+        ("information/wrong/ssim", "  from another image's tokens"),
+        ("information/own/features", "distance of what an encoder sees"),
+        ("information/wrong/features", "  from another image's tokens"),
+    ),
 }
 """What is printed of each part; every number goes to the JSON."""
 LAYERS = (

@@ -108,7 +108,7 @@ class RowReader:
     def _render(self, number: int, where: str, sample: Sample) -> Laid:
         turns = sample.turns
         if self.training and len(self.processor.methods):
-            turns, _ = self.processor.methods.insert_turns(sample, generator(self.seed, 1, 0, number))
+            turns, _ = self.processor.methods.insert_turns(sample, generator(self.seed, 1, 0, number), {})
         text, spans = render(self.processor.template, turns, self._eos)
         answers = [span for span in spans if span.role == "assistant"]
         which = -1 if number < WHOLE else 0

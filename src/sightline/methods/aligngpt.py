@@ -29,7 +29,8 @@ from ..annotate.levels import LevelOf, PairLevels
 from ..config import Stage
 from ..errors import SightlineError
 from ..types import ANSWER, IGNORE, PAD, VISUAL, Batch, Sample, Trace
-from .base import Annotation, Levelled, MethodConfig, Needs, Reader, Setting, Sizes, Slot, Tap
+from .abilities import Levelled
+from .base import Annotation, MethodConfig, Needs, Reader, Setting, Sizes, Slot, Tap
 
 LEVEL = "aligngpt/level"
 SLOT = "aligngpt/slot"

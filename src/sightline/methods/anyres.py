@@ -22,7 +22,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from ..data.view import Box, Frame, crops_of
 from ..errors import SightlineError
 from ..types import Batch
-from .base import BuiltIn, MethodConfig, Needs, Size, Sizes, Tap, Views
+from .abilities import BuiltIn
+from .base import MethodConfig, Needs, Size, Sizes, Tap, Views
 
 PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """Rows and columns of the rasters that LLaVA-NeXT chooses from, in its order."""

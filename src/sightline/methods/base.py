@@ -7,21 +7,19 @@ Everything else (data, trunk, loop, checkpoints) is not its concern.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ..config import Recipe, Stage
-from ..data.view import Box, Frame, Sight
+from ..data.view import Box, Frame
 from ..types import Batch, Sample, Trace, Turn
 
 if TYPE_CHECKING:
@@ -122,6 +120,10 @@ class Needs:
     slots: tuple[Slot, ...] = ()
     kinds: tuple[str, ...] = ()
     """Kinds of tokens it adds with its turns (a slot's kind is declared with the slot)."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """What of these kinds is a mean of its own, and how much it weighs, where a stage does not say it."""
+    tokens: tuple[str, ...] = ()
+    """Tokens that its turns are written in, added to the tokenizer; they are said as words are."""
     views: Views | None = None
     """What the tower sees of an image, where that is not the image alone."""
     tower_states: tuple[int, ...] = ()
@@ -292,92 +294,14 @@ class AlignmentMethod(nn.Module, ABC):
         run; what is far below a percent of a model's may be 0."""
         return 0
 
-    def turns(self, sample: Sample, rng: np.random.Generator) -> list[InsertedTurn]:
-        """Extra exchanges for a row, in training only, deterministic in `rng`."""
-        return []
+    def added_tokens(self, stage: Stage) -> float:
+        """Tokens that its turns add to a row with images, in the mean over rows and epochs, about. For the dry run."""
+        return 0.0
 
+    def turns(self, sample: Sample, rng: np.random.Generator, columns: Mapping[str, Tensor]) -> list[InsertedTurn]:
+        """Extra exchanges for a row, in training only, deterministic in `rng`.
 
-class Levelled(AlignmentMethod, ABC):
-    """A method whose slot holds the vector of a level, or a mixture of such vectors that a gate makes.
-
-    By this it is known where a model's levels are forced (`sightline ask --level`) or looked at (`sightline diagnose`).
-    """
-
-    level: int | None = None
-    """A level that fills every slot, whatever else would: 1 to N."""
-
-    @property
-    @abstractmethod
-    def vectors_of_levels(self) -> Float[Tensor, "levels d_llm"]:
-        """The vector of each level, the first one's first."""
-
-    @property
-    @abstractmethod
-    def has_gate(self) -> bool:
-        """Whether it has `weights`."""
-
-    @abstractmethod
-    def weights(self, embeds: Float[Tensor, "batch seq d_llm"], batch: Batch) -> Float[Tensor, "batch weighed"]:
-        """The gate's weight of each level that it weighs, the first one's first; they sum to 1."""
-
-    @property
-    @abstractmethod
-    def choices(self) -> str:
-        """What `hold` takes, in words."""
-
-    @abstractmethod
-    def hold(self, choice: str) -> None:
-        """Make constant what rows decide, as `--level` of an export says. It changes what the model computes.
-
-        Raises:
-            SightlineError: for a choice that the method does not have.
+        Args:
+            columns: those of the row, by name.
         """
-
-    @contextmanager
-    def forced(self, level: int) -> Iterator[None]:
-        """Within it, `level` fills every slot."""
-        before, self.level = self.level, level
-        try:
-            yield
-        finally:
-            self.level = before
-
-
-class BuiltIn(AlignmentMethod, ABC):
-    """A method that a class of transformers has built in: alone, its model is saved as that class."""
-
-    model_type: ClassVar[str]
-    """Of transformers' class."""
-
-    @abstractmethod
-    def stock_config(self, side: int) -> Mapping[str, Any]:
-        """What transformers' config says of it. `side` is that of a view, in pixels."""
-
-    @abstractmethod
-    def stock_state(self) -> Mapping[str, Tensor]:
-        """Its weights by their names in transformers' class."""
-
-    @abstractmethod
-    def load_stock_state(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `stock_state`; the weights are shared."""
-
-    @classmethod
-    @abstractmethod
-    def record_of(cls, config: Mapping[str, Any], side: int) -> dict[str, Any]:
-        """The method's record from transformers' config."""
-
-    @abstractmethod
-    def image_processor(self, fitted: Any) -> Any:
-        """transformers' image processor that makes the same pixels of the same views as `fitted` makes of ours."""
-
-
-class Redraws(AlignmentMethod, ABC):
-    """A method that can draw an image again from what a model made of it."""
-
-    @abstractmethod
-    def picture(self, sight: Sight, image: Image.Image) -> UInt8[Tensor, "3 side side"]:
-        """What is to be drawn of an image: all that the model sees of it."""
-
-    @abstractmethod
-    def redraw(self, trace: Trace, batch: Batch, *, steps: int, seed: int) -> UInt8[Tensor, "images 3 side side"]:
-        """The pictures of a batch's images, from noise and visual tokens alone."""
+        return []

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..config import Stage
 from ..errors import SightlineError, did_you_mean
 from ..types import KINDS, PROMPT, Batch, Sample, Trace, Turn
-from .base import AlignmentMethod, Levelled, LossSpec, OneView, Sizes, Slot, Tap, Views
+from .abilities import Levelled
+from .base import AlignmentMethod, LossSpec, OneView, Sizes, Slot, Tap, Views
 
 METHODS: dict[str, str] = {
     "anyres": "sightline.methods.anyres:AnyRes",
@@ -21,6 +22,7 @@ METHODS: dict[str, str] = {
     "sea": "sightline.methods.sea:SEA",
     "perceiver": "sightline.methods.vlsa.perception:Perception",
     "reconstruct": "sightline.methods.vlsa.reconstruct:Reconstruct",
+    "cognition": "sightline.methods.vlsa.cognition:Cognition",
 }
 """Short names of the methods that ship with Sightline, as `module:Class`. Any other method is named that way itself."""
 
@@ -72,6 +74,11 @@ class Methods(nn.ModuleDict):
         """The positions that rows have for methods, and for what has been baked in."""
         return (*self.prefix, *(slot for method in self.all for slot in method.needs.slots))
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """What their turns are written in beside the tokenizer's own tokens."""
+        return tuple(token for method in self.all for token in method.needs.tokens)
+
     def columns(self, stage: Stage) -> dict[str, str]:
         """The columns that a stage needs, each with the method that asks for it."""
         return {column: method.name for method in self.all for column in method.columns(stage)}
@@ -79,6 +86,11 @@ class Methods(nn.ModuleDict):
     @property
     def loss_specs(self) -> tuple[LossSpec, ...]:
         return tuple(spec for method in self.all for spec in method.needs.losses)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What kinds of tokens weigh where a stage does not say it."""
+        return {kind: weight for method in self.all for kind, weight in method.needs.weights.items()}
 
     @property
     def levelled(self) -> Levelled | None:
@@ -123,9 +135,11 @@ class Methods(nn.ModuleDict):
             values.update(given)
         return values
 
-    def insert_turns(self, sample: Sample, rng: np.random.Generator) -> tuple[tuple[Turn, ...], frozenset[int]]:
+    def insert_turns(
+        self, sample: Sample, rng: np.random.Generator, columns: Mapping[str, Tensor]
+    ) -> tuple[tuple[Turn, ...], frozenset[int]]:
         """The turns of a row with those that methods insert, and the numbers of the exchanges that are not its own."""
-        inserted = [turn for method in self.all for turn in method.turns(sample, rng)]
+        inserted = [turn for method in self.all for turn in method.turns(sample, rng, columns)]
         if not inserted:
             return sample.turns, frozenset()
         lead = tuple(turn for turn in sample.turns if turn.role == "system")

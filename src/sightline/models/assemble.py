@@ -175,10 +175,10 @@ def _replace_methods(assembly: Assembly, wanted: list[dict[str, Any]]) -> None:
         fits = {name: kept[name] for name, value in own.items() if name in kept and kept[name].shape == value.shape}
         methods.to(model.device).load_state_dict(own | fits, assign=True)
         methods.train(model.model.methods.training)
-    tokens = [slot.token for slot in methods.slots]  # those of the prefix are known already
-    add_tokens(model, assembly.tokenizer, tokens)
+    slots = [slot.token for slot in methods.slots]  # those of the prefix are known already
+    add_tokens(model, assembly.tokenizer, slots, methods.tokens)
     model.config.methods = wanted
-    model.config.slot_token_ids = {token: assembly.tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    model.config.slot_token_ids = {token: assembly.tokenizer.convert_tokens_to_ids(token) for token in slots}
     model.model.methods = methods
 
 

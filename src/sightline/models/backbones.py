@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
+from transformers import AddedToken, AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -95,8 +95,12 @@ def load_language_model(name: str) -> tuple[Any, Any]:
     return lm, found(lambda: AutoTokenizer.from_pretrained(path), name)
 
 
-def add_tokens(model: Any, tokenizer: Any, tokens: Collection[str]) -> None:
-    """Give the tokenizer `tokens` and a pad token where it lacks them; new embedding rows are the mean of the old."""
+def add_tokens(model: Any, tokenizer: Any, tokens: Collection[str], said: Collection[str] = ()) -> None:
+    """Give the tokenizer `tokens` and a pad token where it lacks them; new embedding rows are the mean of the old.
+
+    Args:
+        said: further ones, which are part of what is said and are not special.
+    """
     known = tokenizer.get_vocab()
     new = [token for token in tokens if token not in known]
     rows = model.get_input_embeddings().weight.shape[0]
@@ -105,6 +109,8 @@ def add_tokens(model: Any, tokenizer: Any, tokens: Collection[str]) -> None:
         tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    if spoken := [AddedToken(token, normalized=False) for token in said if token not in known]:
+        tokenizer.add_tokens(spoken)
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if len(tokenizer) > used:

@@ -1,8 +1,8 @@
-"""What VLSA takes of diffusers: a VAE, and a denoiser of Stable Diffusion 3's kind.
+"""What VLSA takes of diffusers: a VAE, a denoiser of Stable Diffusion 3's kind, a VQ model.
 
 Each is named by a folder that diffusers wrote (of the part, or of a whole pipeline), by the hub id of a pipeline, or as
-`world:vae` and `world:denoiser`. Sizes are read from configs alone, so that a dry run needs no weights; those of Stable
-Diffusion 3 medium ship with Sightline, in `recipes/diffusers`.
+`world:vae`, `world:denoiser` and `world:vq`. Sizes are read from configs alone, so that a dry run needs no weights;
+those of Stable Diffusion 3 medium ship with Sightline, in `recipes/diffusers`.
 """
 
 import json
@@ -18,9 +18,9 @@ from ..errors import SightlineError
 from .backbones import resolve
 from .hub import found
 
-Part = Literal["vae", "transformer"]
+Part = Literal["vae", "transformer", "vqvae"]
 """The folder of a part inside a pipeline."""
-CLASSES: dict[Part, str] = {"vae": "AutoencoderKL", "transformer": "SD3Transformer2DModel"}
+CLASSES: dict[Part, str] = {"vae": "AutoencoderKL", "transformer": "SD3Transformer2DModel", "vqvae": "VQModel"}
 """Those of diffusers."""
 
 ARCHITECTURES = Path(__file__).parents[1] / "recipes" / "diffusers"
@@ -36,7 +36,7 @@ def diffusers() -> Any:
         import diffusers as library
     except ImportError:
         raise SightlineError(
-            "reconstruction needs diffusers, which is not installed. Run: pip install 'sightline[vlsa]'"
+            "VLSA's training needs diffusers, which is not installed. Run: pip install 'sightline[vlsa]'"
         ) from None
     return library
 
@@ -61,8 +61,8 @@ def part_config(name: str, part: Part) -> dict[str, Any]:
     its = config.get("_class_name") if isinstance(config, dict) else None
     if its != CLASSES[part]:
         raise SightlineError(
-            f"'{name}' is no {part} that reconstruction can use: its config is of {its or 'something else'}, and it "
-            f"takes an {CLASSES[part]} of diffusers. Give the folder of one, or of a pipeline that has one."
+            f"'{name}' is no {part} that VLSA can use: its config is of {its or 'something else'}, and "
+            f"diffusers' {CLASSES[part]} is needed. Give the folder of one, or of a pipeline that has one."
         )
     return config
 
@@ -72,13 +72,37 @@ def build_part(part: Part, config: dict[str, Any]) -> Any:
     return _class_of(part).from_config(config)
 
 
+def load_part(name: str, part: Part) -> Any:
+    """A part with its weights, in fp32.
+
+    Raises:
+        SightlineError: if it cannot be found, or weights are missing.
+    """
+    path = Path(resolve(name))
+    inside = {"subfolder": part} if not path.is_dir() or (path / part / "config.json").is_file() else {}
+    place = str(path) if path.is_dir() else name
+    model, info = found(
+        lambda: _class_of(part).from_pretrained(
+            place, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True, **inside
+        ),
+        name,
+    )
+    for trouble in ("missing_keys", "mismatched_keys"):
+        if info[trouble]:
+            raise SightlineError(
+                f"'{name}' does not hold its whole {part}: {trouble.removesuffix('_keys')} "
+                f"{', '.join(map(str, sorted(info[trouble])[:3]))}. Those weights would be random. Use an intact one."
+            )
+    return model
+
+
 def load_denoiser(name: str) -> nn.Module:
     """A denoiser with its weights, in fp32.
 
     Raises:
         SightlineError: if it cannot be found, or weights are missing.
     """
-    return _load(name, "transformer")
+    return load_part(name, "transformer")
 
 
 class Latents:
@@ -89,7 +113,7 @@ class Latents:
         Raises:
             SightlineError: if it cannot be found, or weights are missing.
         """
-        self.vae: Any = _load(name, "vae").requires_grad_(False).eval().to(device)
+        self.vae: Any = load_part(name, "vae").requires_grad_(False).eval().to(device)
         self.shift, self.scale = normaliser(self.vae.config)
 
     @torch.no_grad()
@@ -131,22 +155,3 @@ def shrinks_by(config: Mapping[str, Any]) -> int:
 
 def _class_of(part: Part) -> Any:
     return getattr(diffusers(), CLASSES[part])
-
-
-def _load(name: str, part: Part) -> Any:
-    path = Path(resolve(name))
-    inside = {"subfolder": part} if not path.is_dir() or (path / part / "config.json").is_file() else {}
-    place = str(path) if path.is_dir() else name
-    model, info = found(
-        lambda: _class_of(part).from_pretrained(
-            place, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True, **inside
-        ),
-        name,
-    )
-    for trouble in ("missing_keys", "mismatched_keys"):
-        if info[trouble]:
-            raise SightlineError(
-                f"'{name}' does not hold its whole {part}: {trouble.removesuffix('_keys')} "
-                f"{', '.join(map(str, sorted(info[trouble])[:3]))}. Those weights would be random. Use an intact one."
-            )
-    return model

@@ -140,6 +140,10 @@ def plan(
             acts = method.needs.edits or method.weighed(stage)
             if acts and not any(method.operations(of_stage.image, model.config.pixels_side, stage)):
                 notes[f"method '{method.name}': parameters and tokens are counted, its operations are not"] = None
+            if more := method.added_tokens(stage):
+                notes[f"{stage.name}: '{method.name}' adds about {more:.0f} tokens to the mean row with an image"] = (
+                    None
+                )
         if stage.validation:
             notes["validation is not counted"] = None
     return Plan(recipe.name, tuple(stages), tuple(notes))
@@ -166,7 +170,8 @@ def plan_stage(
             "fit. Raise max_length."
         )
     visual = rows.images * (sizes.tokens + sizes.slots)
-    sequence = min(max(1, round(visual + rows.text)), recipe.max_length)
+    added = min(1.0, rows.images) * sum(method.added_tokens(stage) for method in model.model.methods.all)
+    sequence = min(max(1, round(visual + rows.text + added)), recipe.max_length)
     order = rows.order(stage)
     steps = num_steps(stage, order)
     epochs, within = divmod(steps, order.steps_per_epoch)

@@ -50,8 +50,8 @@ class Objective(nn.Module):
     ) -> None:
         """
         Args:
-            weights: by name of a loss: `language` and kinds of tokens, which weigh 1 where they are not named, and
-                losses of methods, which count where they are named.
+            weights: by name of a loss: `language` and kinds of tokens, which weigh 1 where neither they are named nor
+                a method says otherwise, and losses of methods, which count where they are named.
             final_weights: what some of them are once `progress` is 1.
             packing: run the language model on rows packed side by side; the losses are the same.
 
@@ -72,8 +72,8 @@ class Objective(nn.Module):
                     f"weights name a loss '{name}' that nothing gives{did_you_mean(name, known) or '.'} "
                     f"Known: {', '.join(known)}."
                 )
-        pooled = tuple(kind for kind in kinds if kind not in weights)
-        given = {LANGUAGE: 1.0} | dict.fromkeys(specs, 0.0) | dict(weights)
+        given = {LANGUAGE: 1.0} | dict.fromkeys(specs, 0.0) | methods.weights | dict(weights)
+        pooled = tuple(kind for kind in kinds if kind not in given)
         final = given | dict(final_weights or {})
         pools = {LANGUAGE: pooled} | {name: (name,) for name in given if name != LANGUAGE}
         terms = [Term(name, parts, given[name], final[name]) for name, parts in pools.items() if parts]

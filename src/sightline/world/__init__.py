@@ -39,6 +39,8 @@ class Backbone(StrEnum):
     """Pictures as latents, for reconstruction."""
     denoiser = "denoiser"
     """Draws latents of what the CLIP sees."""
+    vq = "vq"
+    """Pictures as codes, for cognition."""
 
 
 _FOLDER = Path(__file__).parent / "backbones"

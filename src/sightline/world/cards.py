@@ -75,7 +75,7 @@ def weights_hash(folder: Path) -> str:
 
 def finish(
     build: Build,
-    name: Literal["clip", "clip-contrast", "lm", "vae", "denoiser"],
+    name: Literal["clip", "clip-contrast", "lm", "vae", "denoiser", "vq"],
     model: Any,
     text: PreTrainedTokenizerBase | ProcessorMixin | None,
     *,

@@ -9,7 +9,7 @@ from ..models.diffusion import Latents
 from . import Split, backbone_path
 from .cards import load
 from .measure_clip import measure_clip
-from .measure_ldm import measure_denoiser, measure_vae
+from .measure_ldm import measure_denoiser, measure_vae, measure_vq
 from .measure_lm import measure_lm
 from .thresholds import Finding, judge
 
@@ -32,6 +32,8 @@ def _measure(name: str, split: Split, sample: int, seed: int) -> dict[str, Estim
     folder = backbone_path(name)
     if name == "vae":
         return measure_vae(folder, split, pictures=sample, seed=seed)
+    if name == "vq":
+        return measure_vq(folder, split, pictures=sample, seed=seed)
     if name == "denoiser":
         vae, clip = Latents(str(backbone_path("vae"))), load(CLIPModel, backbone_path("clip"))
         return measure_denoiser(folder, split, vae, clip, pictures=sample, seed=seed)

@@ -168,6 +168,11 @@ def build(
 
             recipe = DenoiserRecipe()
             build_denoiser(out, replace(recipe, seed=seed, steps=steps or recipe.steps), advance)
+        elif backbone is Backbone.vq:
+            from .build_vq import VqRecipe, build_vq
+
+            recipe = VqRecipe()
+            build_vq(out, replace(recipe, seed=seed, steps=steps or recipe.steps), advance)
         else:
             from .build_lm import SMALL, LmRecipe, build_lm
 

@@ -14,6 +14,7 @@ from transformers import CLIPModel
 
 from ..diagnostics.kept import mean_interval
 from ..evaluation.metrics import Estimate, proportion_interval
+from ..models.codes import Codes
 from ..models.diffusion import Latents, load_denoiser
 from ..models.sampling import psnr, sample
 from . import Split
@@ -46,6 +47,16 @@ def letters_kept(scenes: Sequence[Scene], pictures: UInt8[Tensor, "scenes 3 side
         nearest = ((drawn - cell) ** 2).mean((1, 2, 3)).argmin()
         right.append(LETTERS[int(nearest)] == scene.card.letter)
     return proportion_interval(right)
+
+
+def measure_vq(folder: Path, split: Split = "validation", *, pictures: int = 300, seed: int = 0) -> dict[str, Estimate]:
+    """Of low views as codes and back: their `psnr` in dB, and the share of the codebook that is `used`."""
+    codes = Codes(str(folder))
+    pixels = pictures_of([sample_scene(seed, split, index) for index in range(pictures)])
+    told = torch.cat([codes.encode(some) for some in pixels.split(16)])
+    back = torch.cat([codes.decode(some) for some in told.split(16)])
+    used = torch.bincount(told.flatten(), minlength=codes.vq.config.num_vq_embeddings) > 0
+    return {"psnr": mean_interval(psnr(back, pixels).tolist()), "used": proportion_interval(used.tolist())}
 
 
 @torch.no_grad()

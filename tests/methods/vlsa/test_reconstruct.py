@@ -407,7 +407,10 @@ def test_a_run_that_cannot_draw_says_why(tiny, pictures, pipeline, tmp_path, spo
         ({"vae": "/nowhere"}, "no folder '/nowhere'"),
         ({"loss": "noise"}, "loss"),
         ({"resolution": 64}, "resolution=64 is more than denoiser .* has places for. Use 32 or less"),
-        ({"vae": "PIPELINE/transformer"}, "is no vae .* its config is of SD3Transformer2DModel, and it takes an Auto"),
+        (
+            {"vae": "PIPELINE/transformer"},
+            "is no vae .* its config is of SD3Transformer2DModel, and diffusers. AutoencoderKL is needed",
+        ),
         ({"denoiser": "PIPELINE/vae"}, "is no transformer .* its config is of AutoencoderKL"),
     ],
 )

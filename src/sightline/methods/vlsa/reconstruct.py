@@ -27,7 +27,8 @@ from ...models.diffusion import Latents, build_part, load_denoiser, part_config,
 from ...models.sampling import sample
 from ...objectives.flow import TIMESTEPS, Target, draw_noise_levels, flow_losses, noised
 from ...types import Batch, Trace
-from ..base import AlignmentMethod, Annotation, LossSpec, MethodConfig, Needs, Redraws, Setting, Size, Sizes
+from ..abilities import Redraws
+from ..base import AlignmentMethod, Annotation, LossSpec, MethodConfig, Needs, Setting, Size, Sizes
 from .cost import Cost
 from .perception import WHOLE, Perception
 

@@ -1,0 +1,130 @@
+"""What an image is made of, cell by cell: the codes of a frozen VQ model, and the colours of a thumbnail.
+
+Both are of one picture, all that the model sees of the image. They are computed once for each image and take five bytes
+a cell.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ..methods.base import Annotation, Reader, Setting
+from ..models.codes import Codes
+from ..models.diffusion import part_config
+from ..models.digest import digest, facts_name, sight_facts
+from ..types import Sample
+from .images import ImageJob, ImageWork, checked_store, run_images
+from .pictures import Picture, Stored
+
+FORMAT = 1
+"""Raised when cells are made in another way, or kept in another."""
+CODES = "cognition/codes"
+"""Column: the codes of a row's images, [images, rows, columns]."""
+PIXELS = "cognition/pixels"
+"""Column: their thumbnails, [images, rows, columns, 3] in bytes."""
+FIX = "Run: sightline annotate RECIPE --method cognition"
+BATCH = 16
+"""Pictures that the VQ model sees at a time."""
+
+
+class Cells(Annotation):
+    """The cells of a stage's images."""
+
+    def __init__(self, setting: Setting, picture: Picture, vq: str, grid: int, columns: Sequence[str]) -> None:
+        """
+        Args:
+            grid: cells along a picture.
+            columns: those that the stage reads.
+        """
+        self.setting, self.picture, self.vq, self.grid, self.columns = setting, picture, vq, grid, tuple(columns)
+
+    def compute(self) -> Path:
+        setting = self.setting
+        job = ImageJob(Encoding(self.vq, self.picture, self.grid, self.facts, setting.device))
+        job.add(setting.stage.name, setting.sources, skip=setting.stage.bad_images == "skip")
+        run_images(self.folder, job, setting.say)
+        return self.folder
+
+    def reader(self) -> Reader:
+        absent = "there are no codes of this stage's images"
+        store = checked_store(self.folder, self.setting.sources, absent, FIX)
+        return partial(read, stored=Stored(store, Encoding.noun), grid=self.grid, columns=self.columns)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where cells made in this way are."""
+        return Path(self.setting.recipe.annotations) / f"cognition-{facts_name(self.facts)}"
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """All that an image's cells depend on beside its bytes."""
+        weights = Codes(self.vq).vq.state_dict()
+        facts = {
+            "format": FORMAT,
+            "vq": {"weights": digest(sorted(weights.items())), "config": part_config(self.vq, "vqvae")},
+            **sight_facts(self.picture.sight),
+            "side": self.picture.side,
+            "blank": self.picture.blank,
+        }
+        return json.loads(json.dumps(facts, default=str))
+
+
+class Encoding(ImageWork):
+    """Codes and colours of pictures."""
+
+    noun = "codes"
+    batch = BATCH
+
+    def __init__(self, vq: str, picture: Picture, grid: int, facts: dict[str, Any], device: torch.device) -> None:
+        self.name, self.picture, self.grid, self.facts, self.device = vq, picture, grid, facts, device
+        self.codes = Codes(vq, device)
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "what": "codes of what the model sees of an image, and the mean colours of the same cells",
+            "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
+            "values": "codes: [1, rows, columns], u16; pixels: [1, rows, columns, 3], u8; an image that cannot be "
+            "decoded has none",
+            "batch": self.batch,
+            "vq": self.name,
+            "depends_on": self.facts,
+            "versions": {name: version(name) for name in ("sightline", "torch", "diffusers", "pillow")},
+        }
+
+    def num_views(self, image: Image.Image) -> int:
+        return 1
+
+    def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
+        return {"pixels": self.picture(image).unsqueeze(0)}
+
+    def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        pixels = views["pixels"].to(self.device)
+        return {
+            "codes": self.codes.encode(pixels).to(torch.uint16).cpu(),
+            "pixels": thumbnails(pixels.float(), self.grid).cpu(),
+        }
+
+
+def thumbnails(pixels: Float[Tensor, "images 3 side side"], grid: int) -> UInt8[Tensor, "images grid grid 3"]:
+    """The mean colour of each of `grid` by `grid` cells."""
+    means = torch.nn.functional.adaptive_avg_pool2d(pixels, grid)
+    return means.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def read(sample: Sample, epoch: int, *, stored: Stored, grid: int, columns: Sequence[str]) -> dict[str, Tensor]:
+    """The columns of a sample, the same in every epoch."""
+    cells = [stored(image) for image in sample.images]
+    codes, pixels = [cell["codes"].long() for cell in cells], [cell["pixels"] for cell in cells]
+    values = {
+        CODES: torch.stack(codes) if cells else torch.zeros(0, grid, grid, dtype=torch.long),
+        PIXELS: torch.stack(pixels) if cells else torch.zeros(0, grid, grid, 3, dtype=torch.uint8),
+    }
+    return {name: values[name] for name in columns}

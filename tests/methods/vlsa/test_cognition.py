@@ -1,0 +1,454 @@
+"""Cognition: what is asked for, where it stands in a conversation, what it weighs; and what a model learned of it."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import VQModel
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sightline.annotate.codes import CODES, PIXELS, thumbnails
+from sightline.checkpoints import load_model
+from sightline.cli import app
+from sightline.config import Recipe, check, load_recipe
+from sightline.data.dataset import Rows
+from sightline.data.features import image_key
+from sightline.data.images import load_image
+from sightline.data.order import generator
+from sightline.data.sources import read_llava_json
+from sightline.data.store import Store
+from sightline.data.templates import get_template
+from sightline.data.windows import UNREAD, Marks, Window
+from sightline.diagnostics.cognition import (
+    Cells,
+    ToldCodes,
+    ToldPixels,
+    cells_of,
+    marginal,
+    measure_cognition,
+    telling,
+)
+from sightline.diagnostics.subject import Subject
+from sightline.errors import SightlineError
+from sightline.methods.base import Setting, Sizes
+from sightline.methods.compose import build_methods
+from sightline.methods.vlsa.cognition import TEMPLATES, Cognition, CognitionConfig
+from sightline.models.assemble import Assembly, assemble
+from sightline.models.codes import Codes, nearest
+from sightline.paint import paint
+from sightline.train import train
+from sightline.train.annotate import annotate_method
+from sightline.train.objective import Objective
+from sightline.types import IGNORE, PROMPT, Example, Sample, Turn
+from stores import contents, killed_at_shard
+
+CPU = torch.device("cpu")
+SIZES = Sizes(d_vision=8, d_llm=16, patches=16, tokens=16)
+GRID, WINDOW = 8, 3
+
+
+def options(pipeline: Path, **changed) -> dict:
+    given = {"vq": str(pipeline), "resolution": 16, "window": WINDOW, "probability": 1.0, "digits": 2}
+    return {"name": "cognition"} | given | changed
+
+
+def recipe(tiny, pictures: Path, pipeline: Path, folder: Path, *, stage=None, methods=(), **changed) -> Recipe:
+    """Captions with the language model frozen, then chats."""
+    shared = {"batch_size": 4, "steps": 2, "save": True}
+    return check(
+        {
+            "name": "told",
+            "out": str(folder / "run"),
+            "device": "cpu",
+            "annotations": str(folder / "annotations"),
+            "model": {"vision": str(tiny["clip"]), "language": str(tiny["llama"])},
+            "methods": [*methods, options(pipeline, **changed)],
+            "stages": [
+                {
+                    "name": "one",
+                    "data": {"path": str(pictures / "captions.json"), "template": "plain"},
+                    "trainable": ["connector"],
+                }
+                | shared,
+                {
+                    "name": "two",
+                    "data": {"path": str(pictures / "chats.json")},
+                    "trainable": ["connector", "language"],
+                }
+                | shared
+                | (stage or {}),
+            ],
+        }
+    )
+
+
+def annotated(made: Recipe) -> Recipe:
+    annotate_method(made, "cognition", console=Console(quiet=True))
+    return made
+
+
+def method_of(pipeline: Path, **changed) -> Cognition:
+    (method,) = build_methods([options(pipeline, **changed)], SIZES).all
+    assert isinstance(method, Cognition)
+    return method
+
+
+def rows_of(made: Recipe, pictures: Path, **given) -> tuple[Assembly, Rows]:
+    """The rows of the second stage."""
+    torch.manual_seed(1)
+    assert made.model is not None
+    assembly = assemble(made.model.vision, made.model.language, methods=made.methods)
+    data = read_llava_json(pictures / "chats.json")
+    setting = Setting(made, 1, assembly, CPU, [data])
+    method = assembly.model.model.methods["cognition"]
+    assert isinstance(method, Cognition)
+    reader = method.annotation(setting).reader()
+    processor = assembly.processor(get_template("vicuna_v1"), max_length=given.pop("max_length", 2048))
+    return assembly, Rows(data, processor, seed=0, readers=[reader], needed={}, **given)
+
+
+def told(assembly: Assembly, example: Example, kind: str) -> str:
+    """The supervised text of a kind in a row."""
+    ids = example.labels[(example.labels != IGNORE) & (example.kinds == assembly.model.model.methods.kinds.index(kind))]
+    return assembly.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_the_code_of_a_cell_is_the_nearest_in_distance_and_not_the_least_product(pipeline):
+    """By hand, where equation 5 as printed would choose another; and as diffusers' own quantiser has it."""
+    book = torch.tensor([[1.0, 0.0], [5.0, 5.0], [-3.0, 0.0]])
+    latents = torch.tensor([[1.2, 0.1], [4.0, 4.0]]).T.reshape(1, 2, 1, 2)
+    assert nearest(latents, book).tolist() == [[[0, 1]]]
+    assert (book @ latents[0, :, 0]).argmin(0).tolist() == [2, 2]
+    codes, stock = Codes(str(pipeline)), VQModel.from_pretrained(pipeline / "vqvae")
+    pixels = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        _, _, (_, _, theirs) = stock.quantize(stock.encode(pixels.float() / 127.5 - 1).latents)
+    found = codes.encode(pixels)
+    assert found.shape == (3, GRID, GRID) and found.flatten().tolist() == theirs.tolist()
+    assert len(found.unique()) > 3, "codes that tell nothing would make every test pass"
+    with torch.no_grad():
+        entries = stock.quantize.get_codebook_entry(found, (*found.shape, 4))
+        again = stock.decode(entries, force_not_quantize=True).sample
+    expected = ((again + 1) * 127.5).round().clamp(0, 255)
+    assert (codes.decode(found) - expected).abs().max() <= 1
+
+
+def test_cells_are_kept_for_each_image_and_a_killed_run_goes_on(tiny, pictures, pipeline, tmp_path, monkeypatch):
+    made = recipe(tiny, pictures, pipeline, tmp_path)
+    whole = annotated(recipe(tiny, pictures, pipeline, tmp_path / "whole"))
+    monkeypatch.setattr("sightline.annotate.images.SHARD_ROWS", 2)
+    killed_at_shard(2, lambda: annotated(made))
+    annotated(made)
+    (folder,) = Path(made.annotations).iterdir()
+    store = Store(folder)
+    assert len(store.shards) == 3 and len(store) == 6, "three colours of two sizes"
+    (one,) = Path(whole.annotations).iterdir()
+    assert one.name == folder.name
+    picture = method_of(pipeline).picture(assemble(str(tiny["clip"]), str(tiny["llama"])).sight)
+    for source in read_llava_json(pictures / "chats.json"):
+        for image in source.images:
+            kept, pixels = store.read(image_key(image) or ""), picture(load_image(image))
+            assert kept["codes"].dtype == torch.uint16 and kept["pixels"].dtype == torch.uint8
+            assert torch.equal(kept["codes"].long(), Codes(str(pipeline)).encode(pixels[None]))
+            assert torch.equal(kept["pixels"], thumbnails(pixels[None].float(), GRID))
+    before = contents(folder)
+    annotated(made)
+    assert contents(folder) == before
+
+
+def test_a_cell_of_a_thumbnail_is_the_mean_of_its_pixels():
+    pixels = torch.zeros(1, 3, 4, 4)
+    pixels[0, 0, :2, 2:] = torch.tensor([[0.0, 255.0], [255.0, 255.0]])
+    assert thumbnails(pixels, 2)[0, :, :, 0].tolist() == [[0, 191], [0, 0]]
+
+
+def test_rows_with_images_are_told_a_window_and_others_are_left_as_they_are(tiny, pictures, pipeline, tmp_path):
+    assembly, rows = rows_of(annotated(recipe(tiny, pictures, pipeline, tmp_path)), pictures)
+    plain = Rows(rows.samples, rows.processor, seed=0, needed={}, training=False)
+    for number, sample in enumerate(rows.samples):
+        example = rows[(0, number)]
+        if not sample.images:
+            assert torch.equal(example.input_ids, plain[(0, number)].input_ids)
+            continue
+        codes, colours = (told(assembly, example, kind) for kind in ("vq", "pixels"))
+        assert len(codes) == 2 * WINDOW**2 and len(colours) == 9 * WINDOW**2
+        windows = [
+            {
+                (row, column, image)
+                for image in range(len(sample.images))
+                for row in range(GRID - WINDOW + 1)
+                for column in range(GRID - WINDOW + 1)
+                if texts
+                == alphabet.write(cells[image, row : row + WINDOW, column : column + WINDOW].flatten().tolist())
+            }
+            for texts, cells, alphabet in (
+                (codes, example.columns[CODES], method_of(pipeline).alphabets["vq"]),
+                (colours, example.columns[PIXELS], method_of(pipeline).alphabets["pixels"]),
+            )
+        ]
+        assert windows[0] & windows[1], "one window of one image serves both"
+        assert told(assembly, example, "answer") == told(assembly, plain[(0, number)], "answer")
+
+
+def test_turns_depend_on_the_seed_the_epoch_and_the_row(tiny, pictures, pipeline, tmp_path):
+    made = annotated(recipe(tiny, pictures, pipeline, tmp_path))
+    (_, rows), (_, again) = rows_of(made, pictures), rows_of(made, pictures)
+    assert all(torch.equal(rows[(0, n)].input_ids, again[(0, n)].input_ids) for n in range(12))
+    assert any(not torch.equal(rows[(0, n)].input_ids, rows[(1, n)].input_ids) for n in range(12)), "epochs differ"
+
+
+def test_so_many_rows_are_asked_and_each_after_its_image(pipeline):
+    """At random boundaries, no earlier than the image that is asked about, and in all three ways of asking."""
+    turns = []
+    for number, text in enumerate(("hello", "<image>", "and <image>?", "so?")):
+        turns += [Turn("user", text), Turn("assistant", str(number))]
+    sample = Sample("x", (Image.new("RGB", (4, 4)),) * 2, (Turn("system", "s"), *turns))
+    columns = {CODES: torch.zeros(2, 12, 12, dtype=torch.long), PIXELS: torch.zeros(2, 12, 12, 3, dtype=torch.uint8)}
+    method = Cognition(CognitionConfig(vq=str(pipeline), resolution=24, window=4), SIZES)
+    asked = [found for n in range(800) if (found := method.turns(sample, generator(n), columns))]
+    assert 150 < len(asked) < 250, "a quarter"
+    for vq, pixels in asked:
+        assert (vq.answer.kind, pixels.answer.kind) == ("vq", "pixels")
+        assert ("image 2" in vq.question.text) == ("image 2" in pixels.question.text)
+    places = Counter((turn.question.text.split(" of 2")[0][-1], turn.after) for turn, _ in asked)
+    assert set(places) == {("1", 2), ("1", 3), ("1", 4), ("2", 3), ("2", 4)} and min(places.values()) > 15
+    assert len({turn.question.text.split()[0] for turn, _ in asked}) == 3
+    assert method.turns(sample, generator(0), {}) == [], "a stage that asks for nothing"
+    text = Sample("y", (), tuple(turns[:2]))
+    assert not any(method.turns(text, generator(n), columns) for n in range(100))
+    assert {len(method.turns(sample, generator(n), {CODES: columns[CODES]})) for n in range(50)} == {0, 1}
+
+
+def test_a_row_without_room_keeps_its_own_and_is_counted(tiny, pictures, pipeline, tmp_path):
+    made = annotated(recipe(tiny, pictures, pipeline, tmp_path))
+    _, long = rows_of(made, pictures)
+    plain = Rows(long.samples, long.processor, seed=0, needed={}, training=False)
+    room = max(len(plain[(0, n)]) for n in range(len(plain)))
+    _, rows = rows_of(made, pictures, max_length=room)
+    example, note = rows.fetch((0, 0))
+    assert torch.equal(example.input_ids, plain[(0, 0)].input_ids) and note.reason == "no room for turns"
+    run = tmp_path / "run"
+    train(made.model_copy(update={"max_length": room}), quiet=True)
+    assert "no room for turns" in (run / "dropped.jsonl").read_text()
+
+
+def test_the_gate_does_not_read_what_is_asked(tiny, pictures, pipeline, tmp_path):
+    """AlignGPT weighs levels by the user's own words."""
+    _, rows = rows_of(annotated(recipe(tiny, pictures, pipeline, tmp_path)), pictures)
+    plain = Rows(rows.samples, rows.processor, seed=0, needed={}, training=False)
+    for number in range(len(rows)):
+        ours, theirs = rows[(0, number)], plain[(0, number)]
+        assert ours.input_ids[ours.prompt_mask].tolist() == theirs.input_ids[theirs.prompt_mask].tolist()
+        assert bool((ours.kinds[ours.prompt_mask] == PROMPT).all())
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "terms"),
+    [
+        ({}, {}, {"language": ("answer",), "vq": ("vq",), "pixels": ("pixels",)}),
+        ({}, {"vq": 0.5, "pixels": 0.0}, {"language": ("answer",), "vq": ("vq",)}),
+        ({"preset": "vlsa_paper"}, {}, {"language": ("answer", "vq", "pixels")}),
+        ({"joint": True}, {"pixels": 0.2}, {"language": ("answer", "vq"), "pixels": ("pixels",)}),
+    ],
+)
+def test_one_cross_entropy_or_a_mean_for_each(tiny, pipeline, config, weights, terms):
+    assembly = assemble(str(tiny["clip"]), str(tiny["llama"]), methods=[options(pipeline, **config)])
+    objective = Objective(assembly.model, weights)
+    assert {term.name: term.pools for term in objective.terms} == terms
+    expected = {"language": 1.0, "vq": 0.1, "pixels": 0.1} | weights
+    assert all(term.weight == expected[term.name] for term in objective.terms)
+
+
+def test_a_stage_asks_where_it_trains_the_language_model_or_says_so(tiny, pictures, pipeline, tmp_path):
+    made, method = recipe(tiny, pictures, pipeline, tmp_path), method_of(pipeline)
+    first, second = made.stages
+    assert (method.columns(first), method.columns(second)) == ((), (CODES, PIXELS))
+    assert method.columns(first.model_copy(update={"weights": {"vq": 0.1}})) == (CODES,)
+    assert method.columns(second.model_copy(update={"weights": {"pixels": 0.0}})) == (CODES,)
+    assert method_of(pipeline, tasks=["pixels"]).columns(second) == (PIXELS,)
+    assert method_of(pipeline, probability=0.0).columns(second) == ()
+
+
+def test_a_run_logs_each_kind_apart_and_what_windows_cost(tiny, pictures, pipeline, tmp_path, capsys):
+    made = annotated(recipe(tiny, pictures, pipeline, tmp_path))
+    train(made)
+    assert "a window of 3 x 3 cells costs vq " in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["losses"] for row in rows if "losses" in row]
+    assert all(set(each) >= {"vq", "pixels"} for each in losses[-1:]), losses
+    assert not any({"vq", "pixels"} & set(each) for each in losses[:1])
+
+
+def test_codes_as_tokens_of_their_own(tiny, pictures, pipeline, tmp_path):
+    """Added to the tokenizer and the tables, learned, saved, said."""
+    made = annotated(recipe(tiny, pictures, pipeline, tmp_path, codes="tokens"))
+    assembly, rows = rows_of(made, pictures)
+    example = rows[(0, 0)]
+    is_code = (example.labels != IGNORE) & (example.kinds == assembly.model.model.methods.kinds.index("vq"))
+    assert int(is_code.sum()) <= WINDOW**2 + 2, "a token for each, the space before them, the end"
+    assert told(assembly, example, "vq").replace(" ", "").startswith("<vq_")
+    train(made, quiet=True)
+    saved = load_model(tmp_path / "run")
+    assert set(Marks(20).tokens) <= saved.tokenizer.get_vocab().keys()
+    assert [record["name"] for record in saved.model.config.methods or []] == [], "nothing of it is needed to answer"
+    ids = saved.tokenizer.convert_tokens_to_ids(["<vq_0>", "<vq_7>"])
+    of_codes = saved.tokenizer.convert_tokens_to_ids(list(Marks(20).tokens))
+    assert len(saved.model.get_input_embeddings().weight[of_codes].unique(dim=0)) > 1, "they began alike"
+    said = Subject(tmp_path / "run").tokenizer.decode(ids, skip_special_tokens=True)
+    assert Marks(20).read(said, 2).tolist() == [0, 7]
+
+
+@pytest.mark.parametrize("stage", [{"lora": {"rank": 2}}, {"trainable": ["connector"], "weights": {"vq": 0.1}}])
+def test_new_tokens_that_could_not_be_learned_are_refused(tiny, pictures, pipeline, tmp_path, stage):
+    made = annotated(recipe(tiny, pictures, pipeline, tmp_path, codes="tokens", stage=stage))
+    with pytest.raises(SightlineError, match=r"it could never say them\. Train the whole language model"):
+        train(made, quiet=True)
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+@pytest.fixture(scope="module")
+def taught(tiny, pictures, pipeline, tmp_path_factory) -> Path:
+    """A run that was asked about pictures of three colours."""
+    folder = tmp_path_factory.mktemp("taught")
+    stage = {"steps": 10, "lr": 1e-2, "batch_size": 6, "weights": {"vq": 1.0, "pixels": 1.0}}
+    stage["trainable"] = ["vision", "connector", "language"]
+    made = recipe(tiny, pictures, pipeline, folder, stage=stage, window=1)
+    train(annotated(made), quiet=True)
+    return folder / "run"
+
+
+def images_of(pictures: Path) -> list[Image.Image]:
+    return [Image.open(pictures / "images" / f"{number}.png").convert("RGB") for number in (0, 2, 4, 6, 8, 10)]
+
+
+def test_one_that_sees_is_told_from_its_controls(taught, pictures, monkeypatch):
+    """Colours by a model that knows them all, and says some as no number; by hand, of three pictures of one colour."""
+    subject, images = Subject(taught), images_of(pictures)[:3]
+    method = telling(subject.recipe)
+    assert method is not None
+
+    def truth(subject, method, task, images, windows):
+        cells = [replace(c, window=w) for c, w in zip(cells_of(subject, method, images), windows, strict=True)]
+        values = torch.stack([each.true(task) for each in cells])
+        values[:, 2] = UNREAD
+        return list(values)
+
+    monkeypatch.setattr("sightline.diagnostics.cognition.believed", truth)
+    found = measure_cognition(subject, images, method, progress=False)
+    codes, colours = found["vq"], found["pixels"]
+    assert isinstance(codes, ToldCodes) and isinstance(colours, ToldPixels)
+    assert codes.own != codes.wrong and codes.own.perplexity.value > 1
+    red, green, blue = (np.array(colour) for colour in ((220, 30, 30), (30, 180, 30), (30, 30, 220)))
+    order = [red, blue if np.array_equal(np.asarray(images[1])[0, 0], blue) else green]
+    order.append(green if order[1] is blue else blue)
+    assert [np.asarray(image)[0, 0].tolist() for image in images] == [each.tolist() for each in order]
+    said = [np.array([*each[:2], 128]) for each in order]
+    assert colours.own.value == pytest.approx(np.mean([abs(a - b).mean() for a, b in zip(said, order, strict=True)]))
+    others = [said[1], said[2], said[0]]
+    assert colours.wrong.value == pytest.approx(
+        np.mean([abs(a - b).mean() for a, b in zip(others, order, strict=True)])
+    )
+    mean = [(sum(order) - each) / 2 for each in order]
+    assert colours.mean.value == pytest.approx(np.mean([abs(a - b).mean() for a, b in zip(mean, order, strict=True)]))
+    assert colours.unread.value == pytest.approx(1 / 3)
+
+
+def test_how_often_codes_occur_is_counted_in_the_other_images(pipeline):
+    """Two windows of one cell each: the other's code is the likelier by the one that is added to each count."""
+    cells = [Cells(torch.full((2, 2), code), torch.zeros(2, 2, 3).long(), Window(0, 0, 1)) for code in (3, 3, 5)]
+    assert marginal(cells, 8) == [
+        (1.0, pytest.approx(np.log(10 / 2)), 1.0),
+        (1.0, pytest.approx(np.log(10 / 2)), 1.0),
+        (0.0, pytest.approx(np.log(10)), 1.0),
+    ]
+
+
+def test_the_measures_are_those_of_a_slow_reference(taught, pictures):
+    """Image by image, code by code, from the model's own likelihoods."""
+    subject, images = Subject(taught), images_of(pictures)
+    method = telling(subject.recipe)
+    assert method is not None
+    cells = cells_of(subject, method, images)
+    losses, right = [], 0
+    for image, each in zip(images, cells, strict=True):
+        values = each.true("vq").tolist()
+        prompt = subject.prompted([[image]], [method.question("vq", each.window)])
+        ids = subject.answer_ids([method.write("vq", values)])[0]
+        begin = len(ids) - 2 * len(values)
+        for place in range(len(ids)):
+            logits, _, _ = subject.told(prompt, [ids[: place + 1]])
+            losses.append(-float(logits[0, place].log_softmax(-1)[ids[place]]))
+        for number in range(len(values)):
+            place = begin + 2 * number
+            firsts = [subject.told(prompt, [ids[: at + 1]])[0][0, at].argmax() == ids[at] for at in (place, place + 1)]
+            right += all(bool(hit) for hit in firsts)
+    total = sum(len(each.true("vq")) for each in cells)
+    found = measure_cognition(subject, images, method, progress=False)["vq"]
+    assert isinstance(found, ToldCodes)
+    assert found.own.accuracy.value == pytest.approx(right / total)
+    assert found.own.perplexity.value == pytest.approx(np.exp(sum(losses) / total), rel=1e-3)
+
+
+def test_a_window_is_painted_beside_the_true_one(taught, pictures, tmp_path):
+    image = pictures / "images" / "0.png"
+    out = tmp_path / "x.png"
+    said = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", "1,3", "--out", str(out)])
+    assert said.exit_code == 0 and "codes right, " in said.stderr
+    painted = paint(Subject(taught), Image.open(image).convert("RGB"), place=(1, 3))
+    assert painted.pixels["true"].unique(dim=0).flatten(0, -2).unique(dim=0).tolist() == [[220, 30, 30]]
+    with Image.open(out) as sheet:
+        assert sheet.size == (3 * 200 - 8, 2 * 192 + 8) and sheet.getpixel((500, 50)) == (220, 30, 30)
+    wrong = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", "8,0", "--out", str(out)])
+    assert wrong.exit_code == 1 and "Rows and columns begin at 0 to 7" in str(wrong.exception)
+    wrong = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", "x", "--out", str(out)])
+    assert "Say --at 2,5" in str(wrong.exception)
+
+
+def test_a_model_without_a_run_is_painted_by_a_recipe(taught, pictures, tmp_path):
+    image = Image.open(pictures / "images" / "0.png").convert("RGB")
+    saved = Path(str(taught)) / "model"
+    moved = tmp_path / "moved"
+    moved.symlink_to(saved, target_is_directory=True)
+    with pytest.raises(SightlineError, match="nothing says how the model was asked"):
+        paint(Subject(moved), image)
+    own = paint(Subject(taught), image, place=(0, 0))
+    other = paint(Subject(moved), image, place=(0, 0), recipe=load_recipe(taught / "recipe.yaml"))
+    assert torch.equal(own.codes["believed"], other.codes["believed"])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"resolution": 17}, "resolution=17 is no multiple of 2, the pixels along a code of .* Use 16"),
+        ({"window": 9}, "window=9 is more than the 8 cells along an image"),
+        ({"digits": 1}, "digits=1 cannot tell the 20 codes .* Use 2 or more"),
+        ({"vq": "/nowhere"}, "no folder '/nowhere'"),
+        ({"vq": "PIPELINE/vae"}, "is no vqvae .* its config is of AutoencoderKL"),
+        ({"tasks": []}, "tasks"),
+        ({"probability": 1.5}, "probability"),
+    ],
+)
+def test_what_does_not_fit_is_refused(pipeline, record, message):
+    record = {
+        key: value.replace("PIPELINE", str(pipeline)) if isinstance(value, str) else value
+        for key, value in record.items()
+    }
+    with pytest.raises(SightlineError, match=message):
+        build_methods([options(pipeline) | record], SIZES)
+
+
+@pytest.mark.parametrize("task", ["vq", "pixels"])
+def test_every_template_says_which_window(pipeline, task):
+    """In at least three ways, that differ in more than numbers."""
+    method = method_of(pipeline)
+    templates = TEMPLATES[1][task]
+    assert len({template.partition("{")[0] for template in templates}) >= 3
+    for template in templates:
+        asked = {method._asking(template, Window(*place, WINDOW), "image 2 of 3") for place in ((0, 5), (5, 0), (5, 5))}
+        assert len(asked) == 3 and all("image 2 of 3" in text and "8" in text and "{" not in text for text in asked)
