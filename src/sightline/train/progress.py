@@ -130,6 +130,7 @@ class Reporter:
             **rates,
             "samples": result.samples,
             "tokens": result.tokens,
+            **{f"tokens/{kind}": count for kind, count in result.kinds.items()},
             "samples_per_s": round(rate, 3),
             "tokens_per_s": round(result.tokens / max(seconds, 1e-9), 3),
         }

@@ -30,6 +30,8 @@ class StepResult:
     grad_norm: float
     samples: int
     tokens: int
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """Supervised tokens of each kind, where there are others than answers'."""
     skipped: bool = False
     """Whether the policy for what is not finite left the model as it was."""
     visual: Mapping[str, float] = field(default_factory=dict)
@@ -99,6 +101,7 @@ def take_step(
         norm,
         int(sizes["samples"]),
         int(sizes["tokens"]),
+        {kind: int(counts[kind]) for kind in objective.kinds} if len(objective.kinds) > 1 else {},
         skipped=not finite,
         visual=visual,
         measures=mean_measures(measured, processes),

@@ -280,9 +280,13 @@ def test_a_run_logs_each_kind_apart_and_what_windows_cost(tiny, pictures, pipeli
     train(made)
     assert "a window of 3 x 3 cells costs vq " in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["losses"] for row in rows if "losses" in row]
-    assert all(set(each) >= {"vq", "pixels"} for each in losses[-1:]), losses
-    assert not any({"vq", "pixels"} & set(each) for each in losses[:1])
+    first, second = ([row for row in rows if row.get("stage") == name and "loss" in row] for name in ("one", "two"))
+    assert len(first) == len(second) == 2
+    for row in second:
+        assert row["loss"] == pytest.approx(row["loss/answer"] + 0.1 * row["loss/vq"] + 0.1 * row["loss/pixels"])
+        each = row["tokens/pixels"] / row["tokens/vq"]
+        assert row["tokens/answer"] < row["tokens/vq"] and each == pytest.approx(9 / 2, rel=0.2), "and ends, spaces"
+    assert all("loss/vq" not in row and row["tokens/vq"] == 0 < row["tokens/answer"] for row in first)
 
 
 def test_codes_as_tokens_of_their_own(tiny, pictures, pipeline, tmp_path):
