@@ -1,4 +1,4 @@
-"""SEA, AlignGPT and VLSA on one trunk: both stages, annotated, killed and resumed; and what each leaves behind."""
+"""SEA, AlignGPT and all of VLSA on one trunk: annotated, through three stages, killed and resumed; what each leaves."""
 
 import math
 from functools import partial
@@ -18,22 +18,24 @@ from sightline.train import train
 from sightline.train.annotate import annotate_method
 
 METHODS = ("sea", "aligngpt")
-ALL = (*METHODS, "perceiver", "reconstruct")
+ALL = (*METHODS, "perceiver", "reconstruct", "cognition")
 LOSSES = {"sea": "sea/contrastive", "reconstruct": "reconstruct/flow"}
 
 
 def recipe(
     joint: Path, language: Path, pipeline: Path, pictures: Path, out: Path, words: Path, methods=METHODS
 ) -> Recipe:
-    """Two stages of six steps, a checkpoint every second one."""
+    """Stages of six steps, a checkpoint every second one: three with VLSA, whose second one trains the tower."""
     parts = {
         "sea": ["sea"],
         "aligngpt": ["aligngpt.levels"],
         "perceiver": ["perceiver"],
         "reconstruct": ["reconstruct"],
+        "cognition": [],
     }
     ldm = {"vae": str(pipeline), "denoiser": str(pipeline), "resolution": 16, "latents": "stored"}
-    options = {"sea": {"words": str(words)}, "aligngpt": {"levels": 4}, "reconstruct": ldm}
+    told = {"vq": str(pipeline), "resolution": 16, "window": 2, "digits": 2, "probability": 0.5}
+    options = {"cognition": told, "sea": {"words": str(words)}, "aligngpt": {"levels": 4}, "reconstruct": ldm}
     shared = {"batch_size": 4, "steps": 6, "save_every": 2, "lr": 5e-3}
     captions = {"path": str(pictures / "captions.json"), "template": "plain"}
     gate = ["aligngpt.gate"] if "aligngpt" in methods else []
@@ -52,6 +54,12 @@ def recipe(
         "weights": {LOSSES["reconstruct"]: 1.0} if vlsa else {},
         "lr_by_part": dict.fromkeys(gate, 1e-2),
     }
+    text = {
+        "name": "text",
+        "data": {"path": str(pictures / "chats.json"), "limit": 12},
+        "trainable": ["vision", "connector", *vlsa],
+        "weights": tune["weights"],
+    }
     return check(
         {
             "name": "composed",
@@ -60,7 +68,7 @@ def recipe(
             "device": "cpu",
             "model": {"vision": str(joint), "language": str(language)},
             "methods": [{"name": name} | options.get(name, {}) for name in methods],
-            "stages": [pretrain | shared, tune | shared],
+            "stages": [stage | shared for stage in ([pretrain, text, tune] if vlsa else [pretrain, tune])],
         }
     )
 
@@ -83,16 +91,17 @@ def made(tiny_joint, tiny, pipeline, pictures, tmp_path_factory):
     return make
 
 
-def test_killed_in_both_stages_it_ends_the_same(made, monkeypatch):
+def test_killed_in_two_stages_it_ends_the_same(made, monkeypatch):
     whole, broken = made("whole", ALL), made("broken", ALL)
     train(whole, quiet=True)
     stop_after(monkeypatch, broken, "00-pretrain-0000004")
-    stop_after(monkeypatch, broken, "01-tune-0000002", resume=True)
+    stop_after(monkeypatch, broken, "02-tune-0000002", resume=True)
     train(broken, resume=True, quiet=True)
-    logged = {"aligngpt/entropy"}
+    logged = {"aligngpt/entropy", "loss/vq", "loss/pixels"}
     logged |= {f"{what}/{LOSSES[name]}" for name in LOSSES for what in ("loss", "visual_grad/cosine")}
     assert logged <= {key for row in metrics(whole.run_folder) for key in row}
     same(whole.run_folder, broken.run_folder)
+    assert {row["stage"] for row in metrics(whole.run_folder) if "loss/vq" in row} == {"tune"}
     steps = [row for row in metrics(broken.run_folder) if row["stage"] == "pretrain" and "lr/connector" in row]
     for done, row in enumerate(steps):
         flow = (1 - 0.75 * done / 6) * row["loss/reconstruct/flow"]
