@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[1]
 SHORTER = {
     ("demo",): ["--short"],
     ("world", "make"): ["--train", "48", "--validation", "16", "--test", "16", "--novel", "16"],
+    ("train", "world-vlsa"): [
+        f"stages.{n}.{key}" for n in (0, 1) for key in ("steps=2", "batch_size=8", "validation=[]")
+    ],
     ("train",): ["stages.0.steps=3", "stages.1.steps=3"],
     ("diagnose",): ["--most", "12"],
 }

@@ -130,14 +130,15 @@ def annotate(
         list[str] | None, typer.Argument(help="Changes to it, as key=value.", metavar="[KEY=VALUE]...")
     ] = None,
     features: Annotated[bool, typer.Option("--features", help="What the frozen vision tower gives.")] = False,
-    method: Annotated[str | None, typer.Option(help="What a method of the recipe annotates: sea.")] = None,
+    method: Annotated[str | None, typer.Option(help="What a method of the recipe annotates.")] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Say and draw what the method annotated: scores, words used and not.")
     ] = False,
 ) -> None:
     """Compute once what does not change while a recipe trains; `train` uses it by itself when it is there.
 
-    With `--method sea`: the words of every patch of every image of the stages that train with them.
+    With `--method sea`: the words of every patch of every image of the stages that train with them. `aligngpt`: how
+    well each pair agrees. `reconstruct`: latents. `cognition`: codes and colours.
 
         sightline annotate recipe.yaml --method sea
 

@@ -65,7 +65,7 @@ def lm(request) -> tuple[str, LlamaForCausalLM]:
 
 def test_shipped_backbones_are_small():
     files = [path for name in SHIPPED for path in backbone_path(name).rglob("*") if path.is_file()]
-    assert 0 < sum(path.stat().st_size for path in files) < 12_000_000
+    assert 0 < sum(path.stat().st_size for path in files) < 25_000_000
     of_diffusion = [path for path in files if path.parent.name in LDMS]
     assert 0 < sum(path.stat().st_size for path in of_diffusion) < 8_000_000
 
