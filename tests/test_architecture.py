@@ -57,7 +57,7 @@ def test_the_reader_reads():
     """It sees relative and absolute imports, and those inside functions."""
     assert ("methods.compose", ("Methods",)) in imports(ROOT / "data/processor.py")
     assert ("models.hub", ("found", "load_weights", "quiet")) in imports(ROOT / "generation.py")
-    assert ("generation", ("Assistant",)) in imports(ROOT / "cli.py")
+    assert ("generation", ("Assistant",)) in imports(ROOT / "eval_cli.py")
     assert part(ROOT / "cli.py") == "cli"
 
 

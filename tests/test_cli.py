@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline import __version__, cli
+from sightline import __version__, cli, eval_cli
 from sightline.checkpoints import save_model
 from sightline.data.templates import get_template
 from sightline.generation import Assistant
@@ -154,7 +154,7 @@ def test_nothing_asked_is_help(sightline):
         (["ask", "nowhere", "Why?", "--device", "tpu9"], "error: device 'tpu9' cannot be used:"),
         (["ask", "nowhere", "Why?", "--max-new-tokens", "0"], "should be greater than or equal to 1"),
         (["eval", "nowhere", "--data", "gone.jsonl"], "gone.jsonl"),
-        (["eval", "nowhere"], "Missing option"),
+        (["eval", "nowhere"], "error: say what to score on: --data FILE"),
         (["report", "nowhere"], "error:"),
         (["world", "make"], "Missing argument"),
     ],
@@ -313,4 +313,4 @@ def test_recipes_are_listed(sightline):
 def test_where_scores_go(tmp_path, monkeypatch, model, blank, expected):
     monkeypatch.chdir(tmp_path)
     Path("run/model").mkdir(parents=True)
-    assert cli.default_eval_folder(model, Path("data/test.v2.jsonl"), blank=blank) == Path(expected)
+    assert eval_cli.default_eval_folder(model, Path("data/test.v2.jsonl"), blank=blank) == Path(expected)

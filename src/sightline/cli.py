@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,15 +13,14 @@ from .compare.cli import compare
 from .diagnostics.cli import diagnose
 from .diagnostics.lens_cli import lens
 from .errors import SightlineError
+from .eval_cli import Precision, evaluate, weights
 from .export_cli import export, import_
 from .paint_cli import paint
 from .reconstruct_cli import reconstruct
 from .world.cli import app as world
 
 if TYPE_CHECKING:
-    import torch
-
-Precision = Literal["fp32", "bf16"]
+    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +34,7 @@ app.add_typer(world, name="world")
 for command in (diagnose, lens, reconstruct, paint, compare, export):
     app.command()(command)
 app.command("import")(import_)
+app.command("eval")(evaluate)
 
 
 def _version(asked: bool) -> None:
@@ -225,60 +225,6 @@ def ask(
     run(model, arguments, level=level, max_new_tokens=max_new_tokens, device=device, dtype=weights(dtype))
 
 
-@app.command("eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")],
-    data: Annotated[Path, typer.Option(help="A question file (JSON or JSONL).")],
-    images: Annotated[
-        Path | None,
-        typer.Option(help="The folder of its images; by default `images` beside the file, or its own folder."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Where scores and predictions go; by default `eval/<file>` in the run folder."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
-    blank_images: Annotated[
-        bool, typer.Option("--blank-images", help="Show grey images instead (a blind score).")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[Precision, typer.Option(help="Of the weights; bf16 takes half the memory.")] = "fp32",
-) -> None:
-    """Score a model on a question file: exact match, and for yes/no questions precision, recall, F1 and yes-ratio.
-
-    Each line of the file holds `question`, `answer` (or `answers`), and if it has them `image`, `id`, `ability`; LLaVA
-    rows with one question and its answer work too. Every score has a 95% interval. `scores.json` records the settings,
-    `predictions.jsonl` every answer.
-    """
-    from .data.images import image_folder
-    from .evaluation import read_questions
-
-    questions = read_questions(data, image_folder(data, images))
-    from .evaluation import evaluate as run
-    from .evaluation import scores_table
-    from .generation import Assistant
-    from .train.processes import pick_device
-
-    place = pick_device(device)
-    target = out or default_eval_folder(model, data, blank=blank_images)
-    settings = {"model": model, "data": str(data), "device": str(place), "dtype": dtype}
-    scores = run(
-        Assistant(model, device=place, dtype=weights(dtype)),
-        questions,
-        out=target,
-        settings=settings,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        blank_images=blank_images,
-        progress=True,
-    )
-    from rich.console import Console
-
-    Console().print(scores_table(scores))
-    typer.echo(f"{target / 'scores.json'}")
-
-
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
@@ -335,22 +281,6 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     if not (by and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise SightlineError(f"--image-size {text} is no size. Write width and height in pixels: 672x448")
     return int(width), int(height)
-
-
-def weights(dtype: Precision) -> "torch.dtype":
-    """torch's word for a precision."""
-    import torch
-
-    return torch.float32 if dtype == "fp32" else torch.bfloat16
-
-
-def default_eval_folder(model: str, data: Path, *, blank: bool) -> Path:
-    """`eval/<file>` in the run folder of a local model, else `runs/eval/<model>/<file>`."""
-    name = data.name.removesuffix(data.suffix) + ("-blank" if blank else "")
-    folder = Path(model)
-    if folder.is_dir():
-        return (folder.parent if folder.name == "model" else folder) / "eval" / name
-    return Path("runs") / "eval" / model.replace("/", "--") / name
 
 
 def main() -> None:

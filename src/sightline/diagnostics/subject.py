@@ -74,7 +74,14 @@ class Seen:
 class Subject:
     """A model to look into."""
 
-    def __init__(self, path: str | Path, *, device: torch.device | str = "cpu", template: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        template: str | None = None,
+    ) -> None:
         """
         Args:
             path: a model folder, a run folder, or a hub id.
@@ -84,7 +91,7 @@ class Subject:
             SightlineError: if there is no such model, or it is not of LLaVA's kind.
         """
         self.path = path
-        self.assistant = Assistant(path, device=device, template=template)
+        self.assistant = Assistant(path, device=device, dtype=dtype, template=template)
         self.model: Any = self.assistant.model
         self.tokenizer: Any = self.assistant.tokenizer
         if not hasattr(self.model.model, "language_model") or not hasattr(self.model.config, "image_token_id"):

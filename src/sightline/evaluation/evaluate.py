@@ -82,7 +82,7 @@ def evaluate(
     scores = score(
         predictions,
         settings={**(settings or {}), **recorded},
-        versions=_versions(),
+        versions=versions(),
         images_root=root.as_posix(),
     )
     write_scores(out, predictions, scores)
@@ -149,7 +149,7 @@ def _common_folder(questions: Sequence[Question]) -> Path:
     return Path(os.path.commonpath(folders)) if folders else Path()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
