@@ -26,6 +26,7 @@ COMMANDS = [
     "report",
     "reconstruct",
     "paint",
+    "tables",
     "demo",
     "recipes",
     "world",

@@ -13,7 +13,7 @@ from .compare.cli import compare
 from .diagnostics.cli import diagnose
 from .diagnostics.lens_cli import lens
 from .errors import SightlineError
-from .eval_cli import Precision, evaluate, weights
+from .eval_cli import Precision, evaluate, tables, weights
 from .export_cli import export, import_
 from .paint_cli import paint
 from .reconstruct_cli import reconstruct
@@ -31,7 +31,7 @@ app = typer.Typer(
     "write a recipe (`sightline recipes` lists the shipped ones), then `train`, `eval`, `ask`, `report`.",
 )
 app.add_typer(world, name="world")
-for command in (diagnose, lens, reconstruct, paint, compare, export):
+for command in (diagnose, lens, reconstruct, paint, compare, export, tables):
     app.command()(command)
 app.command("import")(import_)
 app.command("eval")(evaluate)

@@ -119,6 +119,32 @@ def evaluate(
             typer.echo(f"{folder / 'scores.json'}")
 
 
+def tables(
+    paper: Annotated[str | None, typer.Argument(help="SEA, VLSA or AlignGPT; all by default.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where your runs are, each in a folder of its recipe's name.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """Print the papers' tables: each row's recipe, what was published, and what your run of it scored.
+
+    Train a row by its recipe, score it on benchmarks, and it stands under the published one:
+
+        sightline train sea-llava-1.5-7b
+        sightline eval runs/sea-llava-1.5-7b --benchmark pope,gqa --root ~/benchmarks
+        sightline tables SEA
+
+    None of the papers' rows has been trained by us.
+    """
+    from rich.console import Console
+
+    from .benchmarks.published import published, table
+
+    console = Console()
+    for of in published(paper):
+        console.print(table(of, runs))
+        console.print()
+
+
 def _on_file(
     model: str,
     data: Path,

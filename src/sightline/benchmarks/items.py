@@ -16,6 +16,9 @@ UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'U
 CAPTION = "Provide a one-sentence caption for the provided image."
 """What LLaVA-1.5 and its followers add to questions."""
 
+OWN_SCALE = ("mme", "coco", "textcaps", "llava-bench", "mm-vet")
+"""Benchmarks whose scores are no shares: points, CIDEr x 100, marks x 100."""
+
 Scores = Mapping[str, Estimate]
 """By name; shares of 1, except where a benchmark's own scale is another (CIDEr x 100, MME's points)."""
 

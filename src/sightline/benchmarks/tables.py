@@ -2,15 +2,12 @@
 
 from rich.table import Table
 
-from .items import Benchmark, Scores
-
-POINTS = ("mme", "coco", "textcaps", "llava-bench", "mm-vet")
-"""Benchmarks whose scale is their own; others are shares."""
+from .items import OWN_SCALE, Benchmark, Scores
 
 
 def scores_table(benchmark: Benchmark, scores: Scores) -> Table:
     """Each score with its interval; the one that papers quote in bold."""
-    shares = benchmark.name not in POINTS
+    shares = benchmark.name not in OWN_SCALE
     table = Table(title=benchmark.title, title_justify="left", caption=benchmark.note, box=None, pad_edge=False)
     for heading in ("", "score", "95% interval", "n"):
         table.add_column(heading, justify="left" if not heading else "right")
