@@ -47,6 +47,6 @@ def test_a_run_stands_under_its_row(tmp_path: Path):
     assert own_score(run, "mme/cognition") == 300.5 and own_score(run, "gqa") is None
     said = CliRunner().invoke(app, ["tables", "VLSA", "--runs", str(tmp_path)], env={"COLUMNS": "200"})
     assert said.exit_code == 0 and said.output.count("yours") == 2
-    assert "87.1" in said.output and "38.8" in said.output and "1,844" in said.output
+    assert "87.1" in said.output and "38.8" in said.output and "1,844.0" in said.output
     with pytest.raises(SightlineError, match="no tables of 'SAE'; did you mean 'SEA'"):
         published("SAE")

@@ -77,7 +77,7 @@ def table(of: Published, runs: Path) -> Table:
     shown.add_column("row")
     shown.add_column("recipe")
     for column in of.columns:
-        shown.add_column(column, justify="right")
+        shown.add_column(column.replace("/", "\n"), justify="right")
     for row in of.rows:
         shown.add_row(row.name, row.recipe, *(_number(row.scores.get(column)) for column in of.columns))
         own = [own_score(runs / row.recipe, column) for column in of.columns]
@@ -87,4 +87,4 @@ def table(of: Published, runs: Path) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+    return "" if value is None else f"{value:,.1f}"
