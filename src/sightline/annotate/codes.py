@@ -7,13 +7,11 @@ a cell.
 import json
 from collections.abc import Sequence
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from ..methods.base import Annotation, Reader, Setting
@@ -21,8 +19,8 @@ from ..models.codes import Codes
 from ..models.diffusion import part_config
 from ..models.digest import digest, facts_name, sight_facts
 from ..types import Sample
-from .images import ImageJob, ImageWork, checked_store, run_images
-from .pictures import Picture, Stored
+from .images import ImageJob, checked_store, run_images
+from .pictures import Picture, PictureWork, Stored
 
 FORMAT = 1
 """Raised when cells are made in another way, or kept in another."""
@@ -31,8 +29,6 @@ CODES = "cognition/codes"
 PIXELS = "cognition/pixels"
 """Column: their thumbnails, [images, rows, columns, 3] in bytes."""
 FIX = "Run: sightline annotate RECIPE --method cognition"
-BATCH = 16
-"""Pictures that the VQ model sees at a time."""
 
 
 class Cells(Annotation):
@@ -77,33 +73,17 @@ class Cells(Annotation):
         return json.loads(json.dumps(facts, default=str))
 
 
-class Encoding(ImageWork):
+class Encoding(PictureWork):
     """Codes and colours of pictures."""
 
     noun = "codes"
-    batch = BATCH
+    part = "vq"
+    what = "codes of what the model sees of an image, and the mean colours of the same cells"
+    values = "codes: [1, rows, columns], u16; pixels: [1, rows, columns, 3], u8"
 
     def __init__(self, vq: str, picture: Picture, grid: int, facts: dict[str, Any], device: torch.device) -> None:
-        self.name, self.picture, self.grid, self.facts, self.device = vq, picture, grid, facts, device
-        self.codes = Codes(vq, device)
-
-    def provenance(self) -> dict[str, Any]:
-        return {
-            "what": "codes of what the model sees of an image, and the mean colours of the same cells",
-            "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
-            "values": "codes: [1, rows, columns], u16; pixels: [1, rows, columns, 3], u8; an image that cannot be "
-            "decoded has none",
-            "batch": self.batch,
-            "vq": self.name,
-            "depends_on": self.facts,
-            "versions": {name: version(name) for name in ("sightline", "torch", "diffusers", "pillow")},
-        }
-
-    def num_views(self, image: Image.Image) -> int:
-        return 1
-
-    def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
-        return {"pixels": self.picture(image).unsqueeze(0)}
+        super().__init__(vq, picture, facts, device)
+        self.grid, self.codes = grid, Codes(vq, device)
 
     def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         pixels = views["pixels"].to(self.device)

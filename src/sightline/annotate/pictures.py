@@ -38,7 +38,7 @@ SEEDS = "reconstruct/seeds"
 """Column: a seed for each of a row's images in an epoch."""
 FIX = "Run: sightline annotate RECIPE --method reconstruct"
 BATCH = 16
-"""Pictures that the VAE sees at a time."""
+"""Pictures that a frozen part sees at a time."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +116,25 @@ class Pictures(Annotation):
         return json.loads(json.dumps(facts, default=str))
 
 
-class Encoding(ImageWork):
-    """Latents of pictures."""
+class PictureWork(ImageWork):
+    """What a frozen part of diffusers makes of pictures, one of each image."""
 
-    noun = "latents"
     batch = BATCH
+    part: str
+    """What the provenance calls the model."""
+    what: str
+    values: str
 
-    def __init__(self, vae: str, picture: Picture, facts: dict[str, Any], device: torch.device) -> None:
-        self.name, self.picture, self.facts, self.device = vae, picture, facts, device
-        self.latents = Latents(vae, device)
+    def __init__(self, model: str, picture: Picture, facts: dict[str, Any], device: torch.device) -> None:
+        self.name, self.picture, self.facts, self.device = model, picture, facts, device
 
     def provenance(self) -> dict[str, Any]:
         return {
-            "what": "latents of what the model sees of an image, shifted and scaled as a denoiser expects them",
+            "what": self.what,
             "keys": "sha256 of the image's bytes, as its file or the file that embeds it has them",
-            "values": "latents: [1, channels, height, width]; an image that cannot be decoded has none",
+            "values": f"{self.values}; an image that cannot be decoded has none",
             "batch": self.batch,
-            "vae": self.name,
+            self.part: self.name,
             "depends_on": self.facts,
             "versions": {name: version(name) for name in ("sightline", "torch", "diffusers", "pillow")},
         }
@@ -142,6 +144,19 @@ class Encoding(ImageWork):
 
     def views(self, image: Image.Image, key: str, sample: Sample | None = None) -> dict[str, Tensor]:
         return {"pixels": self.picture(image).unsqueeze(0)}
+
+
+class Encoding(PictureWork):
+    """Latents of pictures."""
+
+    noun = "latents"
+    part = "vae"
+    what = "latents of what the model sees of an image, shifted and scaled as a denoiser expects them"
+    values = "latents: [1, channels, height, width]"
+
+    def __init__(self, vae: str, picture: Picture, facts: dict[str, Any], device: torch.device) -> None:
+        super().__init__(vae, picture, facts, device)
+        self.latents = Latents(vae, device)
 
     def encode(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"latents": self.latents.encode(views["pixels"].to(self.device)).half().cpu()}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from .diffusion import load_part
+from .diffusion import in_bytes, load_part
 
 
 class Codes:
@@ -32,7 +32,7 @@ class Codes:
         with torch.autocast(codes.device.type, enabled=False):
             latents = self.vq.quantize.embedding(codes).permute(0, 3, 1, 2)
             pixels = self.vq.decode(latents, force_not_quantize=True).sample
-        return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return in_bytes(pixels)
 
 
 def nearest(

@@ -128,7 +128,12 @@ class Latents:
         """Pixels of latents."""
         with torch.autocast(latents.device.type, enabled=False):
             pixels = self.vae.decode(latents.float() / self.scale + self.shift).sample
-        return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return in_bytes(pixels)
+
+
+def in_bytes(pixels: Float[Tensor, "images 3 height width"]) -> UInt8[Tensor, "images 3 height width"]:
+    """Pixels from -1 to 1 as bytes."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def predicted(

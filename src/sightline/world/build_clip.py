@@ -23,7 +23,7 @@ from .cards import Build, finish, load
 from .clip_data import MEAN, STD, ClipBatch, Kind, clip_batch
 from .draw import SIDE
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
-from .training import Descent, Progress, descend, ends_with_its_parent, one_thread, warmed_cosine
+from .training import Descent, Progress, descend, ends_with_its_parent, one_thread
 
 MAX_TEXT = 80
 BOX = 4
@@ -243,7 +243,7 @@ def build_clip(
         seconds = descend(
             model,
             loss_of,
-            Descent(recipe.steps, recipe.lr, recipe.weight_decay, warmed_cosine(recipe.warmup, recipe.steps)),
+            Descent.cosine(recipe),
             state=build.state,
             recipe=recipe,
             progress=progress,

@@ -23,7 +23,7 @@ from .clip_data import picture_values, pictures_of
 from .draw import FINE, SIDE
 from .measure_clip import before_last
 from .scene import Scene, sample_scene
-from .training import Descent, Progress, descend, one_thread, warmed_cosine
+from .training import Descent, Progress, descend, one_thread
 
 CONDITION = "condition.safetensors"
 """The layers that make prompts of what CLIP sees, beside the denoiser's own weights."""
@@ -151,7 +151,7 @@ def build_denoiser(
         seconds = descend(
             model,
             loss_of,
-            Descent(recipe.steps, recipe.lr, recipe.weight_decay, warmed_cosine(recipe.warmup, recipe.steps)),
+            Descent.cosine(recipe),
             state=build.state,
             recipe=recipe,
             progress=progress,

@@ -19,7 +19,7 @@ from .cards import Build, finish
 from .clip_data import pictures_of
 from .draw import CELL, SIDE, render
 from .scene import GRID, Scene, sample_scene
-from .training import Descent, Progress, descend, one_thread, warmed_cosine
+from .training import Descent, Progress, descend, one_thread
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def build_vae(
         seconds = descend(
             vae,
             loss_of,
-            Descent(recipe.steps, recipe.lr, recipe.weight_decay, warmed_cosine(recipe.warmup, recipe.steps)),
+            Descent.cosine(recipe),
             state=build.state,
             recipe=recipe,
             progress=progress,

@@ -19,7 +19,7 @@ from .cards import Build, finish
 from .clip_data import pictures_of
 from .draw import SIDE
 from .scene import sample_scene
-from .training import Descent, Progress, descend, one_thread, warmed_cosine
+from .training import Descent, Progress, descend, one_thread
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def build_vq(
         seconds = descend(
             vq,
             loss_of,
-            Descent(recipe.steps, recipe.lr, recipe.weight_decay, warmed_cosine(recipe.warmup, recipe.steps)),
+            Descent.cosine(recipe),
             state=build.state,
             recipe=recipe,
             progress=progress,

@@ -40,6 +40,11 @@ class Descent:
     rate: Callable[[int], float]
     """The learning rate of a step as a share of the highest."""
 
+    @classmethod
+    def cosine(cls, recipe: Any) -> "Descent":
+        """As a backbone's recipe says, its rate warmed up and along a cosine."""
+        return cls(recipe.steps, recipe.lr, recipe.weight_decay, warmed_cosine(recipe.warmup, recipe.steps))
+
 
 def warmed_cosine(warmup: int, steps: int) -> Callable[[int], float]:
     """A rate that rises for `warmup` steps and falls as a cosine to a hundredth."""
