@@ -17,6 +17,7 @@ from .eval_cli import Precision, evaluate, tables, weights
 from .export_cli import export, import_
 from .paint_cli import paint
 from .reconstruct_cli import reconstruct
+from .report.cli import report
 from .world.cli import app as world
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ app = typer.Typer(
     "write a recipe (`sightline recipes` lists the shipped ones), then `train`, `eval`, `ask`, `report`.",
 )
 app.add_typer(world, name="world")
-for command in (diagnose, lens, reconstruct, paint, compare, export, tables):
+for command in (diagnose, lens, reconstruct, paint, report, compare, export, tables):
     app.command()(command)
 app.command("import")(import_)
 app.command("eval")(evaluate)
@@ -223,21 +224,6 @@ def ask(
     from .ask import ask as run
 
     run(model, arguments, level=level, max_new_tokens=max_new_tokens, device=device, dtype=weights(dtype))
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
-    twin: Annotated[Path | None, typer.Option(help="The run folder of its blind twin, to compare with.")] = None,
-    first: Annotated[
-        str | None, typer.Option(help="The evaluation that the headline is of; the first by name by default.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The page; `report.html` in the run folder by default.")] = None,
-) -> None:
-    """Write a run as one self-contained HTML page: curves, scores with intervals, answers right and wrong."""
-    from .report import write_page
-
-    typer.echo(str(write_page(run, out=out, twin=twin, first=first)))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Writing so that a crash leaves either the old file or the new one, never half of it."""
 
+import base64
 import io
 import json
 import os
@@ -15,6 +16,9 @@ from .errors import SightlineError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+SMALL, FEW_COLOURS, LITTLE = 128, 4096, 65_536
+"""Pixels along a side, or colours, up to which a PNG is tried, and the bytes up to which it is taken."""
 
 
 @contextmanager
@@ -72,6 +76,22 @@ def write_png(path: Path, image: "Image.Image") -> None:
     file = io.BytesIO()
     image.save(file, "PNG")
     write_bytes(path, file.getvalue())
+
+
+def picture_uri(image: "Image.Image", side: int | None = None) -> str:
+    """A picture as a data URI: exact where that takes little room, as of drawn scenes; else as JPEG.
+
+    Args:
+        side: to which larger ones are then reduced, in pixels.
+    """
+    kind, file = "png", io.BytesIO()
+    if max(image.size) <= SMALL or image.getcolors(FEW_COLOURS) is not None:
+        image.save(file, "PNG")
+    if not 0 < file.tell() <= LITTLE:
+        kind, file, image = "jpeg", io.BytesIO(), image.copy()
+        image.thumbnail((side, side) if side is not None else image.size)
+        image.save(file, "JPEG", quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def write_json(path: Path, value: Any) -> None:

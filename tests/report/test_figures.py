@@ -23,8 +23,16 @@ def test_thin_keeps_the_mean_of_what_it_joins():
 
 def test_a_long_curve_stays_small():
     curve = Curve("s", "loss", tuple((step, 1 / step) for step in range(1, 20_001)), ((20_000, 0.1),))
-    svg = curve_svg(curve, "p")
+    svg = curve_svg([("The model", "a", curve)], "p")
     assert len(svg) < 60_000 and "log scale" in svg and svg.startswith('<svg viewBox="')
+
+
+def test_runs_share_a_figure_in_their_own_colours_and_marks():
+    curve = Curve("s", "loss", ((1, 2.0), (2, 1.0)), ((2, 1.5),))
+    alone, both = (curve_svg([("one", "a", curve), ("two", "b", curve)][:count], "p") for count in (1, 2))
+    assert "training, smoothed" in alone and "validation" in alone and "var(--b)" not in alone
+    assert "var(--a)" in both and "var(--b)" in both and "one" in both and "two" in both
+    assert alone.count("opacity") == 1 and "opacity: 0.3" not in both, "each step is drawn of a run alone"
 
 
 def test_a_step_logged_twice_counts_once(tmp_path):

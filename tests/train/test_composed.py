@@ -12,8 +12,12 @@ from test_resume import metrics, same, stop_after
 
 from sightline.checkpoints import load_model
 from sightline.config import Recipe, check
+from sightline.evaluation import Question, evaluate
 from sightline.generation import Assistant
 from sightline.reconstruct import reconstruct
+from sightline.report.looking import look_where_missing
+from sightline.report.looks import read_looks
+from sightline.report.page import write_page
 from sightline.train import train
 from sightline.train.annotate import annotate_method
 
@@ -126,7 +130,7 @@ def test_levels_move_in_stage_1_and_the_gate_in_stage_2(made):
     assert Assistant(composed.run_folder).levels == range(1, 5)
 
 
-def test_all_of_them_answer_and_draw_from_disk(made):
+def test_all_of_them_answer_and_draw_from_disk(made, tmp_path):
     """What a run saves answers rows together as alone, at each level; with what served training, the run draws too."""
     composed = made("answers", ALL)
     train(composed, quiet=True)
@@ -140,6 +144,37 @@ def test_all_of_them_answer_and_draw_from_disk(made):
         assert together == [answers([images], [asked])[0] for images, asked in rows]
     drawn = reconstruct(composed.run_folder, [wide, small], steps=2).drawn
     assert not torch.equal(drawn[0], drawn[1]), "each from its own tokens"
+    look_at_it(composed.run_folder, assistant, tmp_path)
+
+
+def look_at_it(run: Path, assistant: Assistant, folder: Path) -> None:
+    """All that a page shows of a model is there for a model that has all of it."""
+    questions = []
+    for name, ability in (("red", "colour"), ("blue", "count")):
+        Image.new("RGB", (40, 30), name).save(folder / f"{name}.png")
+        questions.append(Question(name, (folder / f"{name}.png",), f"Is it {name}?", ("yes",), ability))
+    evaluate(assistant, questions, out=run / "eval" / "asked", max_new_tokens=2, progress=False)
+    look_where_missing([run], 2)
+    looks = read_looks(run)
+    assert looks is not None and not looks.notes and len(looks.pictures) == 2
+    for look in looks.pictures:
+        assert look.map is not None and len(look.map.cells) == look.map.grid**2
+        assert list(look.captions) == ["by itself", "1", "2", "3", "4"]
+        assert look.drawn is not None and look.drawn.words.startswith("PSNR")
+        assert look.painted is not None and "codes right" in look.painted.words
+        for file in (look.map.seen, look.drawn.file, look.painted.file):
+            assert (run / "looks" / file).is_file()
+    assert list(looks.gate) == ["overall", "colour", "count"] and list(looks.gate["overall"]) == ["1", "2", "3"]
+    assert sum(weight.value for weight in looks.gate["count"].values()) == pytest.approx(1)
+    page = write_page(run).read_text(encoding="utf-8")
+    for heading in (
+        "The words of visual tokens",
+        "Captions",
+        "The gate, by type of question",
+        "Drawn again",
+        "Painted",
+    ):
+        assert heading in page
 
 
 def test_each_is_the_same_beside_the_other_at_the_first_step(made):

@@ -6,37 +6,39 @@ it Tab does. No other script can run on it, whatever a word says.
 
 import base64
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from ..files import write_text
+from ..files import picture_uri, write_text
 from .lens import Cell, Lens
 
 KINDS = {True: "right", False: "wrong", None: "unknown"}
 SIGNS = {True: "✓", False: "✗", None: ""}
-SCRIPT = """
-const cells = [...document.querySelectorAll(".cell")];
-const across = Number(document.querySelector(".cells").dataset.grid);
-const steps = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across};
-cells.forEach((cell, at) => {
-  cell.tabIndex = at ? -1 : 0;
-  cell.addEventListener("focus", () => {
-    cells.forEach(other => { other.tabIndex = other === cell ? 0 : -1; });
+ARROWS = """
+for (const grid of document.querySelectorAll(".cells")) {
+  const cells = [...grid.querySelectorAll(".cell")];
+  const across = Number(grid.dataset.grid);
+  const steps = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across};
+  cells.forEach((cell, at) => {
+    cell.tabIndex = at ? -1 : 0;
+    cell.addEventListener("focus", () => {
+      cells.forEach(other => { other.tabIndex = other === cell ? 0 : -1; });
+    });
+    cell.addEventListener("keydown", event => {
+      const row = at - at % across;
+      const step = event.key === "Home" ? row - at : event.key === "End" ? row + across - 1 - at : steps[event.key];
+      if (step === undefined) return;
+      event.preventDefault();
+      const next = at + step;
+      const leaves = Math.abs(step) === 1 && event.key.startsWith("Arrow") && (next < row || next >= row + across);
+      if (!leaves && cells[next]) cells[next].focus();
+    });
   });
-  cell.addEventListener("keydown", event => {
-    const row = at - at % across;
-    const step = event.key === "Home" ? row - at : event.key === "End" ? row + across - 1 - at : steps[event.key];
-    if (step === undefined) return;
-    event.preventDefault();
-    const next = at + step;
-    const leaves = Math.abs(step) === 1 && event.key.startsWith("Arrow") && (next < row || next >= row + across);
-    if (!leaves && cells[next]) cells[next].focus();
-  });
-});
+}
 """
+"""Moves among the cells of each `.cells` of a page, with the arrow keys, Home and End; Tab enters and leaves."""
 
 
 def render(lens: Lens, *, title: str) -> str:
@@ -58,9 +60,9 @@ def render(lens: Lens, *, title: str) -> str:
         padded=any(cell.padding for cell in lens.cells),
         grid=lens.grid,
         rows=[cells[start : start + lens.grid] for start in range(0, len(cells), lens.grid)],
-        image=_uri(lens),
-        script=Markup(SCRIPT),
-        script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+        image=picture_uri(lens.image),
+        script=Markup(ARROWS),
+        script_hash=base64.b64encode(hashlib.sha256(ARROWS.encode()).digest()).decode(),
     )
 
 
@@ -69,16 +71,29 @@ def write_page(lens: Lens, path: Path, *, title: str) -> None:
     write_text(path, render(lens, title=title))
 
 
-def _cell(cell: Cell, row: int, column: int) -> dict[str, Any]:
-    place = f"row {row + 1}, column {column + 1}"
-    words = ", ".join(f"{word} {score:.2f}" for word, score in cell.words)
-    facts = [f"{place}: {words}"]
+def label_of(cell: Cell, row: int, column: int, *, most: int | None = None) -> str:
+    """A token in a sentence: its place, its nearest words with their cosines, what it shows, whether it is right.
+
+    Args:
+        row, column: from 0 on.
+        most: words that are told, all by default.
+    """
+    words = ", ".join(f"{word} {score:.2f}" for word, score in cell.words[:most])
+    facts = [f"{_place(row, column)}: {words}"]
     facts += ["padding"] if cell.padding else []
     facts += [f"shows {', '.join(cell.true)}"] if cell.true else []
     facts += [KINDS[cell.right]] if cell.right is not None else []
+    return "; ".join(facts)
+
+
+def _place(row: int, column: int) -> str:
+    return f"row {row + 1}, column {column + 1}"
+
+
+def _cell(cell: Cell, row: int, column: int) -> dict[str, Any]:
     return {
-        "place": place,
-        "label": "; ".join(facts),
+        "place": _place(row, column),
+        "label": label_of(cell, row, column),
         "word": cell.word,
         "letters": max(4, len(cell.word)),
         "kind": KINDS[cell.right],
@@ -90,15 +105,3 @@ def _cell(cell: Cell, row: int, column: int) -> dict[str, Any]:
             for word, score in cell.words
         ],
     }
-
-
-def _uri(lens: Lens) -> str:
-    """The picture as a data URI: exact where it has few colours, as drawn scenes do, else JPEG."""
-    file = io.BytesIO()
-    if lens.image.getcolors(2**16) is not None:
-        lens.image.save(file, "PNG", optimize=True)
-        kind = "png"
-    else:
-        lens.image.save(file, "JPEG", quality=85)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,8 +1,8 @@
 """The page's pictures: learning curves as SVG that follows the page's colours, and images as data URIs."""
 
-import base64
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,20 @@ import numpy as np
 
 from ..data.images import load_image
 from ..errors import SightlineError
+from ..files import picture_uri
 from .run_folder import Curve
 
-INK, MUTED, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"
+INK, MUTED = "#010101", "#020202"
 """Stand-ins that matplotlib can draw with; each becomes a CSS variable, legible on light and dark."""
-VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", TRAIN: "var(--model)", VALIDATION: "var(--twin)"}
+LINES = {"a": "#030303", "b": "#040404", "c": "#050505", "d": "#060606", "twin": "#070707"}
+"""Those of runs, by their marks."""
+SHAPES = {"a": "o", "b": "s", "c": "D", "d": "^", "twin": "o"}
+VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)"} | {line: f"var(--{mark})" for mark, line in LINES.items()}
 
 MAX_POINTS = 400
 """Points drawn of one curve; more are averaged in bins of equal width."""
 TINY = 128
-"""Images up to this side, in pixels, are kept exactly and shown with hard pixels."""
-LARGE = 360
-"""Larger images are reduced to this side, in pixels, and saved as JPEG; to half of it beside others."""
+"""Images up to this side, in pixels, are shown with hard pixels."""
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -41,11 +43,12 @@ def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> tupl
     return np.array([steps[b].mean() for b in bins]), np.array([values[b].mean() for b in bins])
 
 
-def curve_svg(curve: Curve, prefix: str) -> str:
-    """One learning curve as an `<svg>` element without size, colours or ids that could clash with the page's own.
+def curve_svg(lines: Sequence[tuple[str, str, Curve]], prefix: str) -> str:
+    """Learning curves of one quantity as an `<svg>` element without size, colours or ids that could clash with the
+    page's own: training as a full line, held-out rows as a dashed one with marks; each step only of a run alone.
 
     Args:
-        curve: at least one point.
+        lines: name, mark and curve of each run; a curve has at least one point.
         prefix: put before every id in the drawing; unique on the page.
     """
     import matplotlib
@@ -68,26 +71,32 @@ def curve_svg(curve: Curve, prefix: str) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-        lines: list[np.ndarray] = []
-        if curve.train:
-            steps, values = np.array(curve.train).T
-            smoothed = smooth(values)
-            axes.plot(*thin(steps, values), color=TRAIN, alpha=0.3, linewidth=0.8)
-            axes.plot(*thin(steps, smoothed), color=TRAIN, linewidth=1.8, label="training, smoothed")
-            lines.append(smoothed)
-        if curve.validation:
-            steps, values = np.array(curve.validation).T
-            axes.plot(
-                *thin(steps, values),
-                color=VALIDATION,
-                linewidth=1.4,
-                linestyle=(0, (4, 2)),
-                marker="s" if len(values) <= 40 else None,
-                markersize=4,
-                label="validation",
-            )
-            lines.append(values)
-        shown = np.concatenate(lines)
+        drawn: list[np.ndarray] = []
+        alone = len(lines) == 1
+        for name, mark, curve in lines:
+            colour = LINES[mark]
+            if curve.train:
+                steps, values = np.array(curve.train).T
+                smoothed = smooth(values)
+                if alone:
+                    axes.plot(*thin(steps, values), color=colour, alpha=0.3, linewidth=0.8)
+                axes.plot(
+                    *thin(steps, smoothed), color=colour, linewidth=1.8, label="training, smoothed" if alone else name
+                )
+                drawn.append(smoothed)
+            if curve.validation:
+                steps, values = np.array(curve.validation).T
+                axes.plot(
+                    *thin(steps, values),
+                    color=colour,
+                    linewidth=1.4,
+                    linestyle=(0, (4, 2)),
+                    marker=SHAPES[mark] if len(values) <= 40 else None,
+                    markersize=4,
+                    label="validation" if alone else None if curve.train else name,
+                )
+                drawn.append(values)
+        shown = np.concatenate(drawn)
         if shown.min() > 0 and shown.max() > 20 * shown.min():
             axes.set_yscale("log")
             axes.set_ylabel("log scale")
@@ -109,28 +118,10 @@ def _inline(svg: str, prefix: str) -> str:
     return svg
 
 
-def image_uri(path: Path, side: int = LARGE) -> tuple[str, bool]:
-    """An image file as a data URI, at most `side` pixels wide and high, and whether it is tiny.
-
-    Raises:
-        SightlineError: if the file is missing or cannot be decoded.
-    """
-    image = load_image(path)
-    tiny = max(image.size) <= TINY
-    buffer = io.BytesIO()
-    if tiny:
-        image.save(buffer, format="PNG", optimize=True)
-    else:
-        image.thumbnail((side, side))
-        image.save(buffer, format="JPEG", quality=80)
-    kind = "png" if tiny else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", tiny
-
-
-def image_or_words(path: Path, side: int = LARGE) -> dict[str, object]:
+def image_or_words(path: Path, side: int) -> dict[str, object]:
     """`{"uri", "tiny"}` of an image file, or `{"missing"}` with what to say in its place."""
     try:
-        uri, tiny = image_uri(path, side)
+        image = load_image(path)
     except SightlineError:
         return {"missing": f"Image not found or not readable: {path.name}"}
-    return {"uri": uri, "tiny": tiny}
+    return {"uri": picture_uri(image, side), "tiny": max(image.size) <= TINY}

@@ -4,14 +4,20 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import SightlineError
+from ..benchmarks.run import ANSWERS
+from ..benchmarks.run import read_scores as read_benchmark
+from ..errors import SightlineError, did_you_mean
+from ..evaluation.metrics import Estimate
 from ..evaluation.scores import PREDICTIONS, SCORES, Prediction, Scores, read_predictions, read_scores
+from .looks import Looks, read_looks
 
 PIECES = ("recipe.yaml", "run.json", "metrics.jsonl", "eval", "model")
+NAMED = "loss of "
+"""What the loss of a validation set with a name is called, before that name."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Benchmarked:
+    """The scores of a benchmark, from a folder below `eval/`."""
+
+    name: str
+    title: str
+    primary: str
+    """The score that papers quote."""
+    note: str
+    scores: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
 class Run:
     """All that a page can say about a run."""
 
@@ -51,6 +69,10 @@ class Run:
     curves: tuple[Curve, ...]
     evaluations: tuple[Evaluation, ...]
     """By name, those on blank images last; the first one makes the headline."""
+    benchmarks: tuple[Benchmarked, ...]
+    """By name."""
+    looks: Looks | None
+    """What its model makes of a few pictures, where that was looked at."""
     has_model: bool
     notes: tuple[str, ...]
     """What could not be read, in words for the page."""
@@ -77,9 +99,36 @@ def read_run(path: Path) -> Run:
         recipe=_text(path / "recipe.yaml", notes),
         curves=_curves(path / "metrics.jsonl", notes),
         evaluations=_evaluations(path / "eval", notes),
+        benchmarks=_benchmarks(path / "eval", notes),
+        looks=_looks(path, notes),
         has_model=(path / "model").is_dir(),
         notes=tuple(notes),
     )
+
+
+def with_first(run: Run, name: str) -> Run:
+    """The run with another evaluation as its first.
+
+    Raises:
+        SightlineError: if it has none of that name.
+    """
+    names = [evaluation.name for evaluation in run.evaluations]
+    if name not in names:
+        raise SightlineError(
+            f"the run has no evaluation '{name}'{did_you_mean(name, names) or '.'} "
+            f"It has: {', '.join(names) or 'none'}."
+        )
+    return replace(run, evaluations=tuple(sorted(run.evaluations, key=lambda evaluation: evaluation.name != name)))
+
+
+def _looks(path: Path, notes: list[str]) -> Looks | None:
+    try:
+        looks = read_looks(path)
+    except SightlineError as error:
+        notes.append(str(error))
+        return None
+    notes += looks.notes if looks is not None else ()
+    return looks
 
 
 def _text(path: Path, notes: list[str]) -> str:
@@ -103,13 +152,32 @@ def _info(path: Path, notes: list[str]) -> Mapping[str, Any]:
 
 def _evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
     evaluations: list[Evaluation] = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_dir():
+    for path in _folders(folder):
+        if not (path / ANSWERS).is_file():
             try:
                 evaluations.append(_evaluation(path))
             except SightlineError as error:
                 notes.append(f"Evaluation '{path.name}' is left out: {error}")
     return tuple(sorted(evaluations, key=lambda evaluation: (evaluation.is_blank, evaluation.name)))
+
+
+def _benchmarks(folder: Path, notes: list[str]) -> tuple[Benchmarked, ...]:
+    """Those that have scores; one that waits for its judge, or was stopped, has none yet."""
+    found: list[Benchmarked] = []
+    for path in _folders(folder):
+        if (path / ANSWERS).is_file() and (path / SCORES).is_file():
+            try:
+                about, scores = read_benchmark(path / SCORES)
+                title, primary, note = (str(about[key]) for key in ("title", "primary", "note"))
+            except (OSError, ValueError, KeyError, TypeError):
+                notes.append(f"Benchmark '{path.name}' is left out: its {SCORES} cannot be read.")
+                continue
+            found.append(Benchmarked(path.name, title, primary, note, scores))
+    return tuple(found)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def _evaluation(path: Path) -> Evaluation:
@@ -121,9 +189,9 @@ def _evaluation(path: Path) -> Evaluation:
 
 
 def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
-    """The losses of each stage, in order of appearance. Where a step was logged twice, after a resume, the last counts.
+    """The losses of each stage, in order of appearance, those of named validation sets last.
 
-    A stage with a single term beside its total has one curve, since both are the same.
+    Where a step was logged twice, after a resume, the last counts.
     """
     points: dict[str, dict[str, dict[str, dict[int, float]]]] = defaultdict(dict)
     unread, wild = 0, 0
@@ -136,7 +204,7 @@ def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
         for key, value in row.items():
             if key == "loss" or (key.startswith("loss/") and not named):
                 if _is_number(value) and math.isfinite(value):
-                    quantity = f"{key} of {named}" if named else key
+                    quantity = f"{NAMED}{named}" if named else key
                     series = points[row["stage"]].setdefault(quantity, {"train": {}, "validation": {}})
                     series[split][int(row["step"])] = float(value)
                 else:
@@ -145,19 +213,11 @@ def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
         notes.append(f"Rows of {path.name} that could not be read, and are left out of the curves: {unread}.")
     if wild:
         notes.append(f"Losses in {path.name} that are not finite numbers, and are left out of the curves: {wild}.")
-    curves: list[Curve] = []
-    for stage, quantities in points.items():
-        sets = [key for key in quantities if key.startswith("loss of ")]
-        terms = [key for key in quantities if key != "loss" and key not in sets]
-        shown = (
-            ["loss", *terms] if "loss" in quantities and len(terms) > 1 else ["loss"] if "loss" in quantities else terms
-        )
-        shown += sets
-        curves += [
-            Curve(stage, key, *(tuple(sorted(quantities[key][split].items())) for split in ("train", "validation")))
-            for key in shown
-        ]
-    return tuple(curves)
+    return tuple(
+        Curve(stage, key, *(tuple(sorted(splits[split].items())) for split in ("train", "validation")))
+        for stage, quantities in points.items()
+        for key, splits in sorted(quantities.items(), key=lambda item: item[0].startswith(NAMED))
+    )
 
 
 def _rows(path: Path, notes: list[str]) -> Iterator[Any]:
