@@ -91,7 +91,7 @@ def test_a_score_that_there_is_not_fails_the_run_and_says_which_there_are(folder
     [
         ({"data": "nowhere.json"}, "diagnostics.data: 'nowhere.json' is not there"),
         ({"scores": ["word/recall"]}, "no part 'word' is measured; did you mean 'words'?"),
-        ({"scores": ["gate/overall/entropy"]}, "of models with such levels, or a gate, and no arm has them"),
+        ({"scores": ["gate/overall/entropy"]}, "of models with such levels, a gate, or cognition, and no arm has it"),
         ({"stages": ["pretrian"]}, "no arm has a stage 'pretrian'; did you mean 'pretrain'?"),
     ],
 )
@@ -104,8 +104,8 @@ def test_what_cannot_be_diagnosed_is_refused_before_anything_runs(folder, tiny, 
 @pytest.mark.parametrize(
     ("score", "has"),
     [
-        (WORDS, ["plain", "gated", "global"]),
-        ("captions/own/right", ["plain", "gated", "global"]),
+        (WORDS, ["plain", "gated", "global", "telling"]),
+        ("captions/own/right", ["plain", "gated", "global", "telling"]),
         ("captions/level/3/right", ["gated", "global"]),
         ("levels/norm/1", ["gated", "global"]),
         ("levels/cosine_distance/1/8", ["gated", "global"]),
@@ -113,6 +113,7 @@ def test_what_cannot_be_diagnosed_is_refused_before_anything_runs(folder, tiny, 
         ("gate/overall/entropy", ["gated"]),
         ("gate/overall/weights/7", ["gated"]),
         ("gate/overall/weights/8", []),
+        ("cognition/vq/own/accuracy", ["telling"]),
     ],
 )
 def test_scores_of_levels_are_asked_of_models_that_have_them(folder: Path, score: str, has: list[str]):
@@ -120,6 +121,7 @@ def test_scores_of_levels_are_asked_of_models_that_have_them(folder: Path, score
     stage = {"name": "s", "data": {"path": "x"}, "trainable": ["connector"]}
     base = {"model": {"vision": "x", "language": "y"}, "stages": [stage]}
     methods = {"plain": [], "gated": [{"name": "aligngpt"}], "global": [{"name": "aligngpt", "mode": "global"}]}
+    methods["telling"] = [{"name": "cognition"}]
     recipes = {arm: check({"name": arm, "methods": records, **base}) for arm, records in methods.items()}
     assert [arm for arm, recipe in recipes.items() if is_of(score, recipe)] == has
 

@@ -15,6 +15,7 @@ import torch
 
 from ..config import Recipe
 from ..diagnostics import Part
+from ..diagnostics.cognition import telling
 from ..errors import SightlineError, did_you_mean
 from ..methods.base import Sizes
 from ..methods.compose import build_methods
@@ -57,8 +58,8 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
             raise SightlineError(f"diagnostics.scores: no part '{part}' is measured{near} There are {', '.join(Part)}.")
         if not any(is_of(score, recipe) for recipe in recipes.values()):
             raise SightlineError(
-                f"diagnostics.scores: '{score}' is of models with such levels, or a gate, and no arm has them, so it "
-                "could not be measured. Take it out, or compare an arm with AlignGPT."
+                f"diagnostics.scores: '{score}' is of models with such levels, a gate, or cognition, and no arm has it, so "
+                "it could not be measured. Take it out, or compare an arm with AlignGPT, or with VLSA's cognition."
             )
     known = [stage.name for recipe in recipes.values() for stage in recipe.stages]
     for name in wanted.stages:
@@ -73,7 +74,9 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
 
 
 def is_of(score: str, recipe: Recipe) -> bool:
-    """Whether a recipe's model has what a score is of; levels, and a gate over them, not every model has."""
+    """Whether a recipe's model has what a score is of; levels, a gate over them, and cognition not every model has."""
+    if score.startswith(f"{Part.cognition}/"):
+        return telling(recipe) is not None
     gate = score.startswith(f"{Part.gate}/")
     if not gate and not score.startswith((f"{Part.levels}/", f"{Part.captions}/level/")):
         return True
