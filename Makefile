@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 help:
 	@echo "make setup   create .venv and install Sightline with its tools"
-	@echo "make demo    make the small world, train, evaluate, and write one page (minutes, CPU only)"
+	@echo "make demo    a tour of the small world: two models trained, measured, and shown on one page (minutes, CPU only)"
 	@echo "make test    lint, types and tests"
 	@echo "make clean   remove .venv and run outputs"
 

@@ -131,7 +131,9 @@ def annotate(
         list[str] | None, typer.Argument(help="Changes to it, as key=value.", metavar="[KEY=VALUE]...")
     ] = None,
     features: Annotated[bool, typer.Option("--features", help="What the frozen vision tower gives.")] = False,
-    method: Annotated[str | None, typer.Option(help="What a method of the recipe annotates.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="What a method of the recipe annotates; `all` of them.", metavar="NAME")
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Say and draw what the method annotated: scores, words used and not.")
     ] = False,

@@ -1,7 +1,8 @@
-"""The whole job on the small world, once: what `make demo` runs.
+"""The tour of the small world: what `make demo` runs.
 
-Every step is a command that a user could type, and is shown as one. The model and its blind twin go side by side, one
-thread each, since threads of tiny models cost more than they give.
+A baseline and a model with all methods are trained once each and shown side by side. Every step is a command that a
+user could type, and is shown as one. The two go side by side, one thread each, since threads of tiny models cost more
+than they give.
 """
 
 import json
@@ -16,65 +17,94 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .compare.claims import read_shipped
 from .errors import SightlineError
 from .files import claim_empty
 
 ASKED = ("colour", "relation", "reading")
-SHORT = {
-    "world": ["--train", "48", "--validation", "16", "--test", "16", "--novel", "16"],
-    "train": ["stages.0.steps=3", "stages.1.steps=3", "stages.0.batch_size=8", "stages.1.batch_size=8"],
-}
+TRAINED = {"baseline": "world-high", "composed": "world-full"}
+"""The tour's runs and their recipes."""
+SIZES = {"train": 1000, "validation": 80, "test": 8, "novel": 8}
+STEPS = {"pretrain": 63, "text": 10, "instruct": 110}
+"""Pictures of the world, and steps of each stage: as many for both runs, fewer than the recipes say."""
+SHORT_SIZES = {"train": 48, "validation": 16, "test": 8, "novel": 8}
 
 
 def run_demo(out: Path, *, short: bool = False) -> Path:
-    """Make the world, train model and twin, evaluate both, ask, and write one page.
+    """Make the world, train the baseline and the composed model, evaluate both, ask, and write one page.
 
     Args:
-        out: a new or empty folder; it receives `world/`, the run folders `run/` and `twin/`, and the page.
+        out: a new or empty folder; it receives `world/`, the run folders `baseline/` and `composed/`, and the page.
         short: a few steps only, to see that everything works; its scores mean nothing.
 
     Returns:
         The page's path.
 
     Raises:
-        SightlineError: if `out` is not empty.
+        SightlineError: if `out` is not empty, or a step fails.
     """
     claim_empty(out, "the demo")
     console = Console(stderr=True)
     began = time.monotonic()
-    world, run, twin = out / "world", out / "run", out / "twin"
-    recipe = Path(__file__).parent / "recipes" / "world.yaml"
-    _say(console, "1. a small world: pictures, captions, questions, with the truth known")
-    _run(console, "world", "make", str(world), *(SHORT["world"] if short else []))
+    world = out / "world"
+    sizes = SHORT_SIZES if short else SIZES
+    _say(console, "1. a small world in high resolution: pictures, captions, questions, with the truth known")
+    options = [word for split, count in sizes.items() for word in (f"--{split}", str(count))]
+    _run(console, "world", "make", str(world), "--view", "high", *options)
 
-    files = [
-        f"stages.0.data.path={world / 'pretrain.json'}",
-        f"stages.0.validation.path={world / 'validation.captions.json'}",
-        f"stages.1.data.path={world / 'instruct.json'}",
-        f"stages.1.validation.0.path={world / 'validation.instruct.json'}",
-        f"stages.1.validation.1.path={world / 'validation.text.json'}",
-        *(SHORT["train"] if short else []),
-    ]
-    _say(console, "2. two stages of training; a twin that sees only grey images trains beside it")
-    blind = ["train", str(recipe), "name=twin", f"out={twin}", "blank_images=true", *files]
-    with _beside(console, out / "twin.log", *blind):
-        _run(console, "train", str(recipe), "name=demo", f"out={run}", *files)
+    _say(console, "2. a baseline, and a model with SEA, AlignGPT and all of VLSA: what its methods need, computed once")
+    train = {name: ["train", recipe, *changes(name, out, short=short)] for name, recipe in TRAINED.items()}
+    with _beside(console, out / "baseline.log", *train["baseline"]):
+        _run(console, "annotate", *train["composed"][1:], "--method", "all")
+        _say(console, "3. three stages of training, the baseline's two beside them")
+        _run(console, *train["composed"])
 
-    _say(console, "3. questions on pictures that training never showed, and on colour-shape pairs that it never showed")
-    for split in ("validation", "novel"):
-        questions = str(world / f"{split}.questions.jsonl")
-        with _beside(console, out / f"twin.{split}.log", "eval", str(twin), "--data", questions, "--blank-images"):
-            _run(console, "eval", str(run), "--data", questions)
+    _say(console, "4. questions about pictures that training never showed")
+    questions = str(world / "validation.questions.jsonl")
+    asked = {name: ["eval", str(out / name), "--data", questions] for name in TRAINED}
+    with _beside(console, out / "baseline.eval.log", *asked["baseline"]):
+        _run(console, *asked["composed"])
 
-    _say(console, "4. ask it")
+    _say(console, "5. ask it")
     for picture, question in _examples(world / "validation.questions.jsonl"):
-        _run(console, "ask", str(run), str(world / "images" / picture), question)
+        _run(console, "ask", str(out / "composed"), str(world / "images" / picture), question)
 
-    _say(console, "5. one page")
+    _say(console, "6. one page, with what several seeds say of each method beside it")
     page = out / "report.html"
-    _run(console, "report", str(run), "--twin", str(twin), "--first", "validation.questions", "--out", str(page))
-    console.print(f"done in {time.monotonic() - began:.0f} s; open {page} in a browser")
+    _run(console, "report", *(str(out / name) for name in TRAINED), "--comparison", "shipped", "--out", str(page))
+    console.print(f"\ndone in {time.monotonic() - began:.0f} s. One seed: no claim. Over seeds (all on the page):")
+    for line in seeds_say():
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
+    console.print(f"open {page} in a browser")
     return page
+
+
+def changes(name: str, out: Path, *, short: bool) -> list[str]:
+    """What a run of the tour changes of its recipe: where files are, and how long it trains."""
+    world = out / "world"
+    noisy = name == "composed"
+    stages = list(STEPS) if noisy else ["pretrain", "instruct"]
+    said = [f"name={name}", f"out={out / name}", f"annotations={out / 'annotations'}"]
+    for number, stage in enumerate(stages):
+        rows = {"pretrain": "pretrain.noisy.json" if noisy else "pretrain.json", "text": "pretrain.json"}
+        said += [f"stages.{number}.data.path={world / rows.get(stage, 'instruct.json')}"]
+        said += [f"stages.{number}.steps={2 if short else STEPS[stage]}"]
+        said += [f"stages.{number}.batch_size=8"] if short else []
+    last = len(stages) - 1
+    said += [f"stages.0.validation.path={world / 'validation.captions.json'}"]
+    said += [f"stages.{last}.validation.0.path={world / 'validation.instruct.json'}"]
+    said += [f"stages.{last}.validation.0.limit=200"]
+    said += [f"stages.{last}.validation.1.path={world / 'validation.text.json'}"]
+    return [*said, *([f"methods.2.words={world / 'words.txt'}"] if noisy else [])]
+
+
+def seeds_say() -> list[str]:
+    """The first claim of each comparison that ships."""
+    return [
+        f"{one.name}: {one.claims[0].a} less {one.claims[0].b} {100 * one.claims[0].difference:+.1f} points "
+        f"({100 * one.claims[0].low:+.1f} to {100 * one.claims[0].high:+.1f}), {one.seeds} seeds"
+        for one in read_shipped()
+    ]
 
 
 def _examples(questions: Path) -> list[tuple[str, str]]:
@@ -97,12 +127,12 @@ def _beside(console: Console, log: Path, *arguments: str) -> Iterator[None]:
         try:
             yield
             if process.poll() is None:
-                console.print("waiting for the twin")
+                console.print("waiting for the baseline")
             code = process.wait()
         finally:
             process.kill()
     if code:
-        raise SightlineError(f"`sightline {arguments[0]}` of the twin stopped with code {code}. Its log: {log}")
+        raise SightlineError(f"`sightline {arguments[0]}` of the baseline stopped with code {code}. Its log: {log}")
 
 
 def _run(console: Console, *arguments: str) -> None:

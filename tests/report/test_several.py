@@ -63,6 +63,12 @@ def test_what_differs_in_the_recipes_is_told(runs):
     _, outline = write(runs[0], runs[1])
     assert "stages.tune.lr 1.0 2.0" in outline.text and "stages.tune.extra – True" in outline.text
     assert "stages.tune.steps" not in outline.text
+    stages = "stages: [{name: x, lr: 1}, {name: y, lr: 2, save: false}]"
+    assert differences({"a": stages, "b": "stages: [{name: x, lr: 3}]\nmethods: [{name: sea}]"}) == [
+        ("stages.x.lr", ["1", "3"]),
+        ("stages.y", ["lr: 2", None]),
+        ("methods.sea", [None, "as it is"]),
+    ]
     assert differences({"a": "x: 1\ny: {z: [1, 2]}", "b": "x: 1\ny: {z: [1]}\nname: q", "c": "{"}) == [
         ("x", ["1", "1", None]),
         ("y.z", ["[1, 2]", "[1]", None]),

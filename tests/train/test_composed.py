@@ -87,9 +87,7 @@ def made(tiny_joint, tiny, pipeline, pictures, tmp_path_factory):
     def make(name: str, methods=METHODS) -> Recipe:
         composed = recipe(tiny_joint["clip"], tiny["llama"], pipeline, pictures, out / name, words, methods)
         composed = composed.model_copy(update={"annotations": str(out / "annotations")})
-        for method in methods:
-            if method != "perceiver":
-                annotate_method(composed, method)
+        annotate_method(composed, "all")
         return composed
 
     return make

@@ -1,6 +1,6 @@
 """Where the recipes of runs differ, and mappings as lines."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
@@ -14,23 +14,49 @@ LEFT_OUT = ("name", "out", "annotations")
 def differences(recipes: Mapping[str, str]) -> list[tuple[str, list[str | None]]]:
     """Each key whose value differs among recipes, with every recipe's value; None where it has none.
 
+    A stage or a method that not all of them have is one line.
+
     Args:
-        recipes: YAML by the name of the run; what cannot be read differs in everything, and is left out.
+        recipes: YAML by the name of the run; what cannot be read has nothing.
     """
-    lines = [_lines(text) for text in recipes.values()]
+    read = [_read(text) for text in recipes.values()]
+    parts = {key for recipe in read for key in _parts(recipe)}
+    partial = {key for key in parts if not all(key in _parts(recipe) for recipe in read)}
+    lines = [_lines(recipe, partial) for recipe in read]
     keys = dict.fromkeys(key for found in lines for key in found)
     table = [(key, [found.get(key) for found in lines]) for key in keys]
     return [(key, values) for key, values in table if len(set(values)) > 1]
 
 
-def _lines(text: str) -> dict[str, str]:
+def _read(text: str) -> Mapping[str, Any]:
     try:
         recipe = yaml.safe_load(text)
     except NOT_YAML:
         return {}
-    if not isinstance(recipe, Mapping):
-        return {}
-    return {key: value for key, value in flat(recipe).items() if key.split(".")[0] not in LEFT_OUT}
+    return recipe if isinstance(recipe, Mapping) else {}
+
+
+def _parts(recipe: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Its stages and methods, by their places."""
+    return {
+        f"{kind}.{name}": part for kind in ("stages", "methods") for name, part in _by_name(recipe.get(kind)).items()
+    }
+
+
+def _lines(recipe: Mapping[str, Any], partial: Collection[str]) -> dict[str, str]:
+    whole = {key: _in_a_line(part) for key, part in _parts(recipe).items() if key in partial}
+    rest = {
+        key: value
+        for key, value in flat(recipe).items()
+        if key.split(".")[0] not in LEFT_OUT and ".".join(key.split(".")[:2]) not in partial and value != "[]"
+    }
+    return rest | whole
+
+
+def _in_a_line(part: Mapping[str, Any]) -> str:
+    """What a stage or a method says, but for what says nothing."""
+    said = {key: value for key, value in flat(part).items() if key != "name" and value not in ("None", "False", "[]")}
+    return ", ".join(f"{key}: {value}" for key, value in said.items()) or "as it is"
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:

@@ -28,6 +28,9 @@ from .rows import read_data
 from .run import start
 from .step import autocast
 
+EVERY = "all"
+"""In place of a method's name."""
+
 
 def annotate_features(recipe: Recipe, *, console: Console | None = None) -> list[Path]:
     """Compute what is missing of the features that the stages of a recipe can read.
@@ -55,6 +58,7 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
     """Compute what is missing of a method's annotations, for the stages that read them.
 
     Args:
+        name: of a method; `all` for every one that annotates something.
         report: say and show what was computed, too.
 
     Returns:
@@ -70,23 +74,24 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
     for number, stage in enumerate(recipe.stages):
         assembly = start(recipe, stage, assembly)
         methods = assembly.model.model.methods
-        if name not in methods:
+        if name != EVERY and name not in methods:
             have = ", ".join(method.name for method in methods.all) or "none"
             raise SightlineError(
                 f"the recipe has no method '{name}'{did_you_mean(name, methods) or '.'} It has: {have}. "
                 f"Add it: methods=[{{name: {name}}}]"
             )
-        if name not in methods.columns(stage).values():
-            continue
-        sources = [*read_data(stage.data, say), *read_data(stage.validation, say)]
-        (method,) = (method for method in methods.all if method.name == name)
-        annotation = method.annotation(Setting(recipe, number, assembly, device, sources, say))
-        if annotation is not None and (folder := annotation.compute()) not in folders:
-            folders.append(folder)
-            if report:
-                text, files = annotation.report()
-                say(text)
-                folders += files
+        read = [method for method in methods.all if method.name in set(methods.columns(stage).values())]
+        for method in [method for method in read if name in (EVERY, method.name)]:
+            sources = [*read_data(stage.data, say), *read_data(stage.validation, say)]
+            annotation = method.annotation(Setting(recipe, number, assembly, device, sources, say))
+            if annotation is not None and (folder := annotation.compute()) not in folders:
+                folders.append(folder)
+                if report:
+                    text, files = annotation.report()
+                    say(text)
+                    folders += files
+    if not folders and name == EVERY:
+        raise SightlineError("no stage of this recipe reads what a method annotates, so there is nothing to compute.")
     if not folders:
         raise SightlineError(
             f"no stage of this recipe reads what '{name}' annotates, so there is nothing to compute. Weigh its loss in "
