@@ -1,6 +1,7 @@
 """`sightline eval`."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,14 +19,15 @@ KEY = "OPENAI_API_KEY"
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, or a hub id of a LLaVA model.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="A run or model folder, or a hub id of a LLaVA model.", metavar="MODEL")],
     data: Annotated[Path | None, typer.Option(help="A question file (JSON or JSONL).")] = None,
     benchmark: Annotated[
         str | None,
         typer.Option(help="Benchmarks of the field instead: pope,gqa or `all` that are there.", metavar="NAMES"),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(help="The folder of their files: each in a folder of its name, or one here.")
+        Path | None,
+        typer.Option(help="The folder of the benchmarks' files: each in a folder of its name, or one here."),
     ] = None,
     images: Annotated[
         Path | None,
@@ -36,12 +38,18 @@ def evaluate(
         typer.Option(help="Where scores and answers go; by default `eval/<name>` in the run folder."),
     ] = None,
     most: Annotated[
-        int | None, typer.Option(min=1, help="Of a benchmark, the first so many questions: to try.")
+        int | None,
+        typer.Option(
+            min=1, help="Of each benchmark the first so many questions: to try. By default in `eval/first-N`."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an answer; benchmarks have their own.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            min=1, help="Most tokens of an answer to a question file; benchmarks have their own.", show_default="16"
+        ),
+    ] = None,
     blank_images: Annotated[
         bool, typer.Option("--blank-images", help="Show grey images instead (a blind score); question files alone.")
     ] = False,
@@ -76,9 +84,14 @@ def evaluate(
     if (data is None) == (benchmark is None):
         raise SightlineError("say what to score on: --data FILE, or --benchmark NAMES --root FOLDER")
     if data is not None:
-        _on_file(model, data, images, out, batch_size, max_new_tokens, blank_images, device, dtype)
+        theirs = {"root": root, "most": most, "judge": judge, "endpoint": endpoint, "template": template}
+        _leave_out(theirs, "--benchmark")
+        _on_file(model, data, images, out, batch_size, max_new_tokens or 16, blank_images, device, dtype)
         return
     assert benchmark is not None
+    _leave_out({"images": images, "max-new-tokens": max_new_tokens, "blank-images": blank_images or None}, "--data")
+    if endpoint is not None and judge is None:
+        raise SightlineError("an endpoint answers as one of its models, and none was named. Name it: --judge NAME")
     if root is None or not root.is_dir():
         raise SightlineError(
             f"--benchmark reads its own files, and {f'{root} is no folder' if root else 'no folder was named'}. Say "
@@ -86,7 +99,8 @@ def evaluate(
         )
     from rich.console import Console
 
-    from .benchmarks.marks import judged
+    from .benchmarks.items import Marking
+    from .benchmarks.marks import judge_of, judged
     from .benchmarks.run import answer, items_of, write_scores
     from .benchmarks.speaker import Speaking
     from .benchmarks.suite import there
@@ -96,27 +110,39 @@ def evaluate(
     place, chosen = pick_device(device), there(benchmark.split(","), root)
     asked = [(each, items_of(each, root, most)) for each in chosen]
     speaker = Speaking(model, device=place, dtype=weights(dtype), template=template)
+    parent = out or eval_folder(model) / (f"first-{most}" if most else "")
     for each, items in asked:
-        folder = (out or eval_folder(model)) / each.name
+        folder = parent / each.name
         settings = {
-            "model": model,
+            "model": Path(model).as_posix(),
             "dtype": dtype,
             "template": speaker.template,
             "max_new_tokens": each.max_new_tokens,
             "decoding": "greedy",
             "weights": speaker.digest,
         }
-        rows = answer(each, items, speaker, folder, settings=settings, batch_size=batch_size)
+        try:
+            rows = answer(each, items, speaker, folder, settings=settings, batch_size=batch_size)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped. What was answered is in {folder}; the same command goes on.", err=True)
+            raise
         ids = [item.id for item in items]
-        if each.way == "judge":
+        if isinstance(each.score, Marking):
             scores = judged(each, rows, folder, judge, endpoint, os.environ.get(KEY), typer.echo)
         else:
             scores = each.score(rows)
         if scores is not None:
-            recorded = settings | {"batch_size": batch_size, "device": str(place), "ids": ids, "judge": judge}
+            marked_by = judge_of(folder)
+            recorded = settings | {"batch_size": batch_size, "device": str(place), "ids": ids, "judge": marked_by}
             write_scores(each, scores, folder, recorded)
             Console().print(scores_table(each, scores))
             typer.echo(f"{folder / 'scores.json'}")
+
+
+def _leave_out(options: Mapping[str, object], of: str) -> None:
+    """Refuse what the other kind of evaluation alone would heed, rather than do without it in silence."""
+    if given := [f"--{name}" for name, value in options.items() if value is not None]:
+        raise SightlineError(f"{', '.join(given)} would change nothing here: it goes with {of}. Leave it out.")
 
 
 def tables(

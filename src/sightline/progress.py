@@ -8,12 +8,15 @@ from typing import TypeVar
 
 PATIENCE = 2.0
 """Seconds of work before a bar is worth showing."""
+LINE_EVERY = 30.0
+"""Seconds between lines where there is no terminal for a bar."""
 
 T = TypeVar("T")
 
 
 def watched(items: Sequence[T], what: str, *, batch_size: int, progress: bool = True) -> Iterator[Sequence[T]]:
-    """The items in batches, with a bar on stderr that counts them once they have taken longer than `PATIENCE`."""
+    """The items in batches, counted on stderr: once they have taken longer than `PATIENCE`, by a bar, or where
+    there is no terminal by a line every `LINE_EVERY` seconds."""
     batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
     if not progress:
         yield from batches
@@ -21,17 +24,25 @@ def watched(items: Sequence[T], what: str, *, batch_size: int, progress: bool = 
     from rich.console import Console
     from rich.progress import Progress
 
-    start = time.monotonic()
-    bar = Progress(console=Console(file=sys.stderr))
-    task = bar.add_task(what, total=len(items))
+    console = Console(file=sys.stderr)
+    bar = Progress(console=console)
+    task, done = bar.add_task(what, total=len(items)), 0
+    wait, said = PATIENCE, time.monotonic()
     try:
         for batch in batches:
             yield batch
-            bar.advance(task, len(batch))
-            if not bar.live.is_started and time.monotonic() - start > PATIENCE:
+            done += len(batch)
+            bar.update(task, completed=done)
+            if bar.live.is_started or time.monotonic() - said <= wait:
+                continue
+            if console.is_terminal:
                 bar.start()
+            else:
+                console.print(f"{what}: {done:,} of {len(items):,}", highlight=False)
+                wait, said = LINE_EVERY, time.monotonic()
     finally:
-        bar.stop()
+        if bar.live.is_started:  # stopping one that never started would print an empty line
+            bar.stop()
 
 
 @contextmanager

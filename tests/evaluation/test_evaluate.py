@@ -136,7 +136,10 @@ def test_progress_appears_after_a_while(questions, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys.modules["sightline.progress"], "PATIENCE", -1.0)
     evaluate(Looker(), questions, out=tmp_path, batch_size=2)
     captured = capsys.readouterr()
-    assert "asking" in captured.err and captured.out == ""
+    assert captured.err == "asking: 2 of 21\n" and captured.out == "", "no terminal: a line, the next after 30 seconds"
+    monkeypatch.setattr(sys.modules["sightline.progress"], "LINE_EVERY", -1.0)
+    evaluate(Looker(), questions, out=tmp_path, batch_size=10)
+    assert capsys.readouterr().err.splitlines() == ["asking: 10 of 21", "asking: 20 of 21", "asking: 21 of 21"]
 
 
 def test_scores_table_shows_intervals_and_the_difference(questions, tmp_path):

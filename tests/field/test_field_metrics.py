@@ -105,6 +105,10 @@ def test_the_letter_that_is_chosen(said: str, letter: str | None):
     assert letters.chosen(said, ["birds", "cats", "dogs"]) == letter
 
 
+def test_an_article_at_the_head_of_an_option_is_no_letter():
+    assert letters.chosen("A dog.", ["a cat", "a dog"]) == "B" and letters.chosen("A", ["a cat", "a dog"]) == "A"
+
+
 def row(said: str, cluster: str = "", **truth) -> Answered:
     return Answered(Item(f"{said}{cluster}{truth}", "?", truth=truth, cluster=cluster), said)
 

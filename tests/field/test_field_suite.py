@@ -10,10 +10,10 @@ import pytest
 from field_files import write_all
 from typer.testing import CliRunner
 
-from sightline.benchmarks.items import Answered, Benchmark, Item
+from sightline.benchmarks.items import Answered, Benchmark, Item, Marking
 from sightline.benchmarks.judge import read_answers
 from sightline.benchmarks.marks import ANSWERS as JUDGED
-from sightline.benchmarks.marks import REQUESTS, judged
+from sightline.benchmarks.marks import REQUESTS, judge_of, judged
 from sightline.benchmarks.run import ANSWERS, answer, items_of, read_scores, write_scores
 from sightline.benchmarks.suite import BENCHMARKS, named, there
 from sightline.cli import app
@@ -41,6 +41,8 @@ def truly(item: Item) -> str:
 class Knows:
     """Knows every answer, or says the same of everything."""
 
+    template, digest = "vicuna_v1", "0"
+
     def __init__(self, items: Sequence[Item], always: str | None = None) -> None:
         self.said = {item.prompt: always or truly(item) for item in items}
         self.asked: list[str] = []
@@ -54,10 +56,11 @@ class Knows:
 
 
 def scored(benchmark: Benchmark, items: Sequence[Item], always: str | None = None):
+    assert not isinstance(benchmark.score, Marking)
     return benchmark.score([Answered(item, always or truly(item)) for item in items])
 
 
-@pytest.mark.parametrize("name", [name for name, each in BENCHMARKS.items() if each.way != "judge"])
+@pytest.mark.parametrize("name", [name for name, each in BENCHMARKS.items() if not isinstance(each.score, Marking)])
 def test_who_knows_everything_has_the_most_and_babble_the_least(root: Path, name: str):
     benchmark = BENCHMARKS[name]
     items = items_of(benchmark, root)
@@ -113,7 +116,7 @@ def test_mmbench_asks_every_rotation_and_counts_a_question_once(root: Path):
     assert [item.id for item in items] == ["1", "1000001", "2000001", "2", "1000002"]
     assert [item.truth["letter"] for item in items] == ["A", "C", "B", "B", "A"]
     assert items[3].prompt.startswith("A hint.\nWho?")
-    always_a = BENCHMARKS["mmbench"].score([Answered(item, "A") for item in items])
+    always_a = scored(BENCHMARKS["mmbench"], items, always="A")
     assert always_a["single"].value == pytest.approx(2 / 5) and always_a["circular"].value == 0
 
 
@@ -148,9 +151,9 @@ def test_what_was_answered_is_not_asked_again(root: Path, tmp_path: Path):
     assert (tmp_path / "whole" / ANSWERS).read_bytes() == (out / ANSWERS).read_bytes() and whole == rows
     with pytest.raises(SightlineError, match="has answers with another model, so they would be mixed"):
         answer(benchmark, items, first, out, settings={"model": "other"}, progress=False)
-    with pytest.raises(SightlineError, match="another asked, items"):
+    with pytest.raises(SightlineError, match=r"has answers to other questions \(6 then, 3 now\)"):
         answer(benchmark, items[:3], first, out, settings=settings, progress=False)
-    write_scores(benchmark, benchmark.score(rows), out, settings | {"ids": [item.id for item in items]})
+    write_scores(benchmark, scored(benchmark, items), out, settings | {"ids": [item.id for item in items]})
     content, scores = read_scores(out / "scores.json")
     assert content["settings"]["ids"][0] == "random-0" and scores["f1"].value == 1
 
@@ -174,21 +177,28 @@ def test_a_judge_is_asked_by_file_and_its_answers_are_read(root: Path, tmp_path:
     assert scores is not None and scores["score"].value == pytest.approx(100 * 11 / 18)
     answers[1]["response"]["body"]["choices"][0]["message"]["content"] = "both are fine"
     (tmp_path / JUDGED).write_text("\n".join(map(json.dumps, answers)))
-    with pytest.raises(SightlineError, match="the judge's first line holds no two marks: 'both are fine'"):
+    with pytest.raises(SightlineError, match=r"answers.jsonl, 1: .* no two marks: 'both are fine'. Take its line out"):
         judged(benchmark, rows, tmp_path, None, None, None, said.append)
+    assert judge_of(tmp_path) == "judge-1", "the one whose requests were written stays the judge"
+    with pytest.raises(SightlineError, match="has marks by 'judge-1', and those by 'judge-2' would be mixed"):
+        judged(benchmark, rows, tmp_path, "judge-2", None, None, said.append)
+    (tmp_path / JUDGED).unlink()
+    assert judged(benchmark, rows, tmp_path, "judge-2", None, None, said.append) is None
+    assert judge_of(tmp_path) == "judge-2"
 
 
 def test_a_judge_behind_an_endpoint(root: Path, tmp_path: Path):
-    """It fails after one answer; what it said stays, and it is asked the rest later."""
+    """After one answer it is busy, then says no answer at all; what it said stays, and it is asked the rest later."""
     asked: list[dict] = []
 
     class Judge(BaseHTTPRequestHandler):
         def do_POST(self):
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            broken = len(asked) == 2
-            self.send_response(500 if broken else 200)
+            self.send_response(429 if len(asked) == 2 else 200)
             self.end_headers()
-            self.wfile.write(b"" if broken else json.dumps({"choices": [{"message": {"content": "8 4"}}]}).encode())
+            wrong = {2: {"error": "too many requests"}, 3: {"error": "no such model"}}
+            right = {"choices": [{"message": {"content": "8 4"}}]}
+            self.wfile.write(json.dumps(wrong.get(len(asked), right)).encode())
 
         def log_message(self, *_):
             pass
@@ -198,12 +208,14 @@ def test_a_judge_behind_an_endpoint(root: Path, tmp_path: Path):
     url = f"http://127.0.0.1:{server.server_port}/v1"
     benchmark = BENCHMARKS["llava-bench"]
     rows = [Answered(item, "A box.") for item in items_of(benchmark, root)]
-    with pytest.raises(SightlineError, match="gave no answer: HTTP Error 500"):
-        judged(benchmark, rows, tmp_path, "j", url, "key", print)
-    assert set(read_answers(tmp_path / JUDGED)) == {"0"}
+    for reason in ("HTTP Error 429: .*too many requests", "it said .*no such model"):
+        with pytest.raises(SightlineError, match=f"gave no answer: {reason}"):
+            judged(benchmark, rows, tmp_path, "j", url, "key", print)
+        assert set(read_answers(tmp_path / JUDGED)) == {"0"}
+    (tmp_path / JUDGED).write_text((tmp_path / JUDGED).read_text().rstrip())  # as many tools leave a last line
     scores = judged(benchmark, rows, tmp_path, "j", url, "key", print)
     server.shutdown()
-    assert scores is not None and scores["score"].value == pytest.approx(50) and len(asked) == 3
+    assert scores is not None and scores["score"].value == pytest.approx(50) and len(asked) == 4
 
 
 @pytest.mark.parametrize(
@@ -238,6 +250,7 @@ def test_the_worlds_model_is_scored_end_to_end(root: Path, tmp_path: Path):
     """Every kind of benchmark by the command, on a model that was never trained; twice, the second time from disk."""
     import torch
 
+    from sightline.benchmarks.speaker import Speaking
     from sightline.checkpoints import save_model
     from sightline.data.templates import get_template
     from sightline.models.assemble import assemble
@@ -269,9 +282,48 @@ def test_the_worlds_model_is_scored_end_to_end(root: Path, tmp_path: Path):
             content, scores = read_scores(tmp_path / "out" / name / "scores.json")
             assert scores and content["settings"]["template"] == "vicuna_v1" and content["versions"]["sightline"]
     before = (tmp_path / "out" / "pope" / ANSWERS).read_bytes()
+    command[1] += "/"  # as a shell completes it
     assert CliRunner().invoke(app, command).exit_code == 0
     assert (tmp_path / "out" / "pope" / ANSWERS).read_bytes() == before
-    both = CliRunner().invoke(app, ["eval", str(tmp_path / "model")])
-    assert both.exit_code == 1 and "say what to score on" in str(both.exception)
-    nowhere = CliRunner().invoke(app, ["eval", str(tmp_path / "model"), "--benchmark", "pope"])
-    assert "no folder was named" in str(nowhere.exception)
+
+    speaker = Speaking(str(tmp_path / "model"), device=torch.device("cpu"))
+    prompts = [f"{question}\nAnswer:" for question in ("what does the crow eat?", "B?", "A. one\nB. two")]
+    prompt = speaker.subject.prompted([[]] * 3, prompts)
+    losses = torch.stack([speaker.subject.loss(prompt, [letter] * 3) for letter in "ABCD"])
+    assert speaker.letters(prompts, "ABCD") == ["ABCD"[place] for place in losses.argmin(0)], "the least loss"
+
+
+def test_a_try_has_a_folder_of_its_own(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """So that all questions can be asked after it, and `sightline tables` takes none for a score."""
+
+    knows = Knows(items_of(BENCHMARKS["pope"], root))
+    monkeypatch.setattr("sightline.benchmarks.speaker.Speaking", lambda *_, **__: knows)
+    command = ["eval", str(tmp_path), "--benchmark", "pope", "--root", str(root)]
+    for more, folder, asked in ((["--most", "2"], "first-2/pope", 2), ([], "pope", 6)):
+        assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
+        assert len((tmp_path / "eval" / folder / ANSWERS).read_text().splitlines()) == asked
+
+
+def test_ctrl_c_says_how_to_go_on(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sightline.benchmarks.speaker.Speaking", lambda *_, **__: Knows([]))
+    monkeypatch.setattr("sightline.benchmarks.run.answer", stopped)
+    done = CliRunner().invoke(app, ["eval", str(tmp_path), "--benchmark", "gqa", "--root", str(root)])
+    assert done.exit_code == 130 and f"{tmp_path / 'eval' / 'gqa'}; the same command goes on" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say what to score on"),
+        (["--benchmark", "pope"], "no folder was named"),
+        (["--benchmark", "pope", "--root", ".", "--blank-images"], "--blank-images would change nothing here"),
+        (["--benchmark", "pope", "--root", ".", "--endpoint", "http://localhost"], "none was named"),
+        (["--data", "x.jsonl", "--most", "3", "--judge", "j"], "--most, --judge would change nothing .* --benchmark"),
+    ],
+)
+def test_what_goes_with_the_other_kind_of_evaluation_is_refused(options: list[str], message: str):
+    with pytest.raises(SightlineError, match=message):
+        CliRunner().invoke(app, ["eval", "model", *options], catch_exceptions=False)

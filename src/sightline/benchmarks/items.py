@@ -49,6 +49,18 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Marking:
+    """How a judge marks what was said, where no rule can."""
+
+    prompt: str
+    """What it is asked; braces are filled from an item's truth, and `{said}` with what the model said."""
+    read: Callable[[str, str], Any]
+    """A row's mark from what the judge said, and where that stands, for errors."""
+    score: Callable[[Sequence[Any], Sequence[Answered]], Scores]
+    """Scores of the marks of all rows."""
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """A benchmark: where its files are, what it asks, and how it scores."""
 
@@ -57,11 +69,12 @@ class Benchmark:
     files: str
     """What it reads below the root, in words."""
     read: Callable[[Path], list[Item]]
-    score: Callable[[Sequence[Answered]], Scores]
+    score: Callable[[Sequence[Answered]], Scores] | Marking
+    """By a rule, or by a judge."""
     primary: str
     """The score that papers quote."""
-    way: Literal["answer", "judge", "letters"] = "answer"
-    """`answer`: scored by rule. `judge`: by a language model's marks. `letters`: by the likelihood of A to D."""
+    way: Literal["answer", "letters"] = "answer"
+    """How it is asked. `answer`: the model speaks. `letters`: the likeliest of A to D counts as said."""
     max_new_tokens: int = 16
     note: str = ""
     """What its number can be compared with, and what not."""

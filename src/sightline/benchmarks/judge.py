@@ -7,6 +7,7 @@ judge says nothing beside a score by another.
 
 import json
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ that one is enough. Say the number alone.
 
 [Prediction]
 {said}"""
+AGAIN = "Take its line out, and ask again."
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -69,14 +71,17 @@ def read_answers(path: Path) -> dict[str, str]:
     found = {}
     for number, entry in enumerate(lines(path), start=1):
         try:
-            body = entry["response"]["body"]
-            found[entry["custom_id"]] = body["choices"][0]["message"]["content"]
+            found[entry["custom_id"]] = _text(entry["response"]["body"])
         except (KeyError, IndexError, TypeError):
             raise SightlineError(
-                f"{path} line {number} is no answer of a judge. Lines are those of OpenAI's batches, with `custom_id` "
-                "and `response`."
+                f"{path} line {number} is no answer of a judge, so its question has no mark. Lines are those of "
+                "OpenAI's batches, with `custom_id` and `response`. Take it out, and ask again."
             ) from None
     return found
+
+
+def _text(body: Any) -> str:
+    return body["choices"][0]["message"]["content"] or ""
 
 
 def ask(requests: Path, answers: Path, endpoint: str, key: str | None, said: Callable[[int, int], None]) -> None:
@@ -92,7 +97,10 @@ def ask(requests: Path, answers: Path, endpoint: str, key: str | None, said: Cal
     wanted = lines(requests)
     have = set(read_answers(answers)) if answers.is_file() else set()
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    with answers.open("a", encoding="utf-8") as file:
+    with answers.open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        if (before := file.read()) and not before.endswith("\n"):
+            file.write("\n")
         for entry in wanted:
             if entry["custom_id"] in have:
                 continue
@@ -106,21 +114,27 @@ def ask(requests: Path, answers: Path, endpoint: str, key: str | None, said: Cal
 def _post(url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
     if not url.startswith(("http://", "https://")):
         raise SightlineError(f"{url} is no address of a judge. Give one like http://localhost:8000/v1.")
+    found = None
     try:
         call = urllib.request.Request(url, json.dumps(body).encode(), dict(headers))
         with urllib.request.urlopen(call, timeout=300) as answer:
-            return json.loads(answer.read())
+            found = json.loads(answer.read())
+            _text(found)
+            return found
+    except urllib.error.HTTPError as error:
+        reason = f"{error} {error.read(200).decode(errors='replace')}".strip()
     except (OSError, ValueError) as error:
-        raise SightlineError(
-            f"the judge at {url} gave no answer: {error}. What was answered stays; go on later."
-        ) from None
+        reason = str(error)
+    except (KeyError, IndexError, TypeError):
+        reason = f"it said {str(found)[:200]}"
+    raise SightlineError(f"the judge at {url} gave no answer: {reason}. What was answered stays; go on later.")
 
 
 def pair(text: str, where: str) -> tuple[float, float]:
     """The two marks that a judge's answer begins with."""
     found = NUMBER.findall(text.strip().splitlines()[0] if text.strip() else "")
     if len(found) != 2:
-        raise SightlineError(f"{where}: the judge's first line holds no two marks: {text[:80]!r}. Ask it again.")
+        raise SightlineError(f"{where}: the judge's first line holds no two marks: {text[:80]!r}. {AGAIN}")
     return float(found[0]), float(found[1])
 
 
@@ -128,5 +142,5 @@ def mark(text: str, where: str) -> float:
     """The mark that a judge says, 0 to 1."""
     found = NUMBER.findall(text)
     if not found or not 0 <= float(found[0]) <= 1:
-        raise SightlineError(f"{where}: the judge said no mark from 0 to 1: {text[:80]!r}. Ask it again.")
+        raise SightlineError(f"{where}: the judge said no mark from 0 to 1: {text[:80]!r}. {AGAIN}")
     return float(found[0])

@@ -16,14 +16,14 @@ def chosen(said: str, options: Sequence[str]) -> str | None:
     marked = re.match(r"\(?([A-J])(?:[).:]|$)", text)
     if marked and marked.group(1) in known:
         return marked.group(1)
-    alone = {letter for letter in ALONE.findall(text) if letter in known}
-    if len(alone) == 1:
-        return alone.pop()
-    if alone:
-        return None
     plain = [_plain(option) for option in options]
-    named = [letter for letter, own in zip(known, plain, strict=True) if own == _plain(text)]
-    named = named or [letter for letter, own in zip(known, plain, strict=True) if own and own in _plain(text)]
+    same = [letter for letter, own in zip(known, plain, strict=True) if own and own == _plain(text)]
+    if len(same) == 1:  # before letters alone: "A dog" is an option's text, and its "A" an article
+        return same[0]
+    alone = {letter for letter in ALONE.findall(text) if letter in known}
+    if alone:
+        return alone.pop() if len(alone) == 1 else None
+    named = [letter for letter, own in zip(known, plain, strict=True) if own and own in _plain(text)]
     return named[0] if len(named) == 1 else None
 
 

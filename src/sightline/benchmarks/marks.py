@@ -5,13 +5,19 @@ from pathlib import Path
 
 from ..errors import SightlineError
 from ..progress import reading_bar
-from .items import Answered, Benchmark, Scores
-from .judge import MARK, PAIR, ask, mark, pair, read_answers, write_requests
-from .open import marked, relative
+from .files import lines
+from .items import Answered, Benchmark, Marking, Scores
+from .judge import ask, read_answers, write_requests
 
 REQUESTS, ANSWERS = "judge-requests.jsonl", "judge-answers.jsonl"
 DEFAULT = "gpt-4-0613"
 """Who the papers' judge was, for requests that name none."""
+
+
+def judge_of(folder: Path) -> str | None:
+    """Whom the requests in a benchmark's folder are for; None where there are none."""
+    path = folder / REQUESTS
+    return lines(path)[0]["body"]["model"] if path.is_file() else None
 
 
 def judged(
@@ -26,19 +32,25 @@ def judged(
     """The scores, or None where the judge has not answered yet.
 
     Args:
+        benchmark: one that a judge marks.
         folder: the benchmark's; requests and answers are in it.
-        judge: the model that marks.
+        judge: the model that marks; by default the one that was named before, or the papers'.
         endpoint: where it answers; without one, requests are written and answers are read.
 
     Raises:
-        SightlineError: if an answer of the judge cannot be read, or the endpoint gives none.
+        SightlineError: if an answer of the judge cannot be read, the endpoint gives none, or another judge's are there.
     """
-    requests, answers = folder / REQUESTS, folder / ANSWERS
-    prompt = PAIR if benchmark.name == "llava-bench" else MARK
-    write_requests(rows, prompt, judge or DEFAULT, requests)
+    marking, requests, answers = benchmark.score, folder / REQUESTS, folder / ANSWERS
+    assert isinstance(marking, Marking), f"{benchmark.name} is scored by rule"
+    before = judge_of(folder)
+    judge = judge or before or DEFAULT
+    if answers.is_file() and before not in (None, judge):
+        raise SightlineError(
+            f"{answers} has marks by '{before}', and those by '{judge}' would be mixed with them. Move that file away, "
+            "or give another --out."
+        )
+    write_requests(rows, marking.prompt, judge, requests)
     if endpoint is not None:
-        if judge is None:
-            raise SightlineError("an endpoint answers as a model: name it with --judge.")
         with reading_bar(f"asking {judge}") as progress:
             ask(requests, answers, endpoint, key, progress)
     said = read_answers(answers) if answers.is_file() else {}
@@ -49,7 +61,5 @@ def judged(
             f"comes back in {answers}, and run this again; or --judge NAME --endpoint URL"
         )
         return None
-    texts = [(said[row.item.id], f"{answers.name}, {row.item.id}") for row in rows]
-    if benchmark.name == "llava-bench":
-        return relative([pair(text, where) for text, where in texts], rows)
-    return marked([mark(text, where) for text, where in texts], rows)
+    marks = [marking.read(said[row.item.id], f"{answers}, {row.item.id}") for row in rows]
+    return marking.score(marks, rows)

@@ -135,8 +135,12 @@ def _settle(path: Path, settings: Mapping[str, Any]) -> None:
         write_json(path, settings)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    if changed := sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key)):
+    changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+    if "items" in changed:
+        asked = f"to other questions ({before.get('asked')} then, {settings.get('asked')} now)"
+    else:
+        asked = f"with another {', '.join(changed)}"
+    if changed:
         raise SightlineError(
-            f"{path.parent} has answers with another {', '.join(changed)}, so they would be mixed. Give another --out, "
-            "or remove the folder."
+            f"{path.parent} has answers {asked}, so they would be mixed. Give another --out, or remove the folder."
         )

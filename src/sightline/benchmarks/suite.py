@@ -1,11 +1,12 @@
 """The benchmarks by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import SightlineError, did_you_mean
 from . import choices, mmlu, open, questions, yesno
-from .items import Answered, Benchmark
+from .items import Answered, Benchmark, Item, Marking
+from .judge import MARK, PAIR, mark, pair
 from .scoring import each
 from .texts import anls, exact, relaxed
 from .vqa import accuracy
@@ -25,6 +26,12 @@ def _exact(row: Answered) -> float:
 
 def _relaxed(row: Answered) -> float:
     return float(relaxed(row.said, row.item.truth["answers"][0]))
+
+
+def _judged(name: str, title: str, files: str, read: Callable[[Path], list[Item]], marking: Marking) -> Benchmark:
+    """A benchmark of free answers that a language model marks."""
+    note = "a score is the judge's: compare those of one judge and one prompt alone"
+    return Benchmark(name, title, files, read, marking, "score", max_new_tokens=512, note=note)
 
 
 _ALL = (
@@ -152,28 +159,14 @@ _ALL = (
         "cider",
         max_new_tokens=64,
     ),
-    Benchmark(
+    _judged(
         "llava-bench",
         "LLaVA-Bench in the wild",
         "questions.jsonl, answers_gpt4.jsonl, context.jsonl, images/",
         open.llava_bench,
-        lambda rows: {},
-        "score",
-        way="judge",
-        max_new_tokens=512,
-        note="a score is the judge's: compare those of one judge and one prompt alone",
+        Marking(PAIR, pair, open.relative),
     ),
-    Benchmark(
-        "mm-vet",
-        "MM-Vet",
-        "mm-vet.json, images/",
-        open.mm_vet,
-        lambda rows: {},
-        "score",
-        way="judge",
-        max_new_tokens=512,
-        note="a score is the judge's: compare those of one judge and one prompt alone",
-    ),
+    _judged("mm-vet", "MM-Vet", "mm-vet.json, images/", open.mm_vet, Marking(MARK, mark, open.marked)),
     Benchmark(
         "mmlu",
         "MMLU, 5 examples",

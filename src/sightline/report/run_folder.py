@@ -153,7 +153,7 @@ def _info(path: Path, notes: list[str]) -> Mapping[str, Any]:
 def _evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
     evaluations: list[Evaluation] = []
     for path in _folders(folder):
-        if not (path / ANSWERS).is_file():
+        if any((path / file).is_file() for file in (PREDICTIONS, SCORES)) and not (path / ANSWERS).is_file():
             try:
                 evaluations.append(_evaluation(path))
             except SightlineError as error:
@@ -162,7 +162,7 @@ def _evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
 
 
 def _benchmarks(folder: Path, notes: list[str]) -> tuple[Benchmarked, ...]:
-    """Those that have scores; one that waits for its judge, or was stopped, has none yet."""
+    """Those that have scores; one that waits for its judge, or was stopped, has none yet, and tries are no scores."""
     found: list[Benchmarked] = []
     for path in _folders(folder):
         if (path / ANSWERS).is_file() and (path / SCORES).is_file():
