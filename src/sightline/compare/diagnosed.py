@@ -58,8 +58,8 @@ def check_diagnosed(wanted: Diagnosed, recipes: Mapping[str, Recipe]) -> None:
             raise SightlineError(f"diagnostics.scores: no part '{part}' is measured{near} There are {', '.join(Part)}.")
         if not any(is_of(score, recipe) for recipe in recipes.values()):
             raise SightlineError(
-                f"diagnostics.scores: '{score}' is of models with such levels, a gate, or cognition, and no arm has it, so "
-                "it could not be measured. Take it out, or compare an arm with AlignGPT, or with VLSA's cognition."
+                f"diagnostics.scores: '{score}' is of models with such levels, a gate, or cognition, and no arm has "
+                "it, so it could not be measured. Take it out, or compare an arm with AlignGPT or VLSA's cognition."
             )
     known = [stage.name for recipe in recipes.values() for stage in recipe.stages]
     for name in wanted.stages:
