@@ -176,20 +176,25 @@ class Prompts:
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
 
-    def batch(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Inputs of `generate`, left-padded."""
-        conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        *({"type": "image", "image": to_rgb(image)} for image in mine),
-                        {"type": "text", "text": question},
-                    ],
-                }
-            ]
-            for mine, question in zip(images, questions, strict=True)
-        ]
+    def batch(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        questions: Sequence[str],
+        before: Sequence[tuple[str, str]] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Inputs of `generate`, left-padded.
+
+        Args:
+            before: a question about the images and its answer that come first, for each.
+        """
+        conversations = []
+        for row, (mine, question) in enumerate(zip(images, questions, strict=True)):
+            first, *rest = [*(before[row] if before else ()), question]
+            shown = [{"type": "image", "image": to_rgb(image)} for image in mine]
+            turns = [{"role": "user", "content": [*shown, {"type": "text", "text": first}]}]
+            for role, text in zip(("assistant", "user"), rest, strict=False):
+                turns.append({"role": role, "content": [{"type": "text", "text": text}]})
+            conversations.append(turns)
         return dict(
             self.processor.apply_chat_template(
                 conversations,

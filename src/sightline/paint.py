@@ -97,6 +97,11 @@ def paint(
             "nothing says how the model was asked for codes and colours: it is of no run whose recipe has the method "
             "`cognition`. Give the run's folder, or a recipe that has it: --recipe recipe.yaml"
         )
+    if subject.assistant.template == "plain":
+        raise SightlineError(
+            "the model's last stage had template `plain`, captions, so it was never asked for a window. Give a later "
+            "stage of the run, or say how to ask it: --template vicuna_v1"
+        )
     (cells,) = cells_of(subject, method, [image], seed)
     window = cells.window if place is None else _window_at(place, method)
     told: dict[Task, dict[str, Tensor]] = {}

@@ -57,6 +57,6 @@ def paint(
 
 def _place(text: str) -> tuple[int, int]:
     row, comma, column = text.partition(",")
-    if not (comma and row.strip().isdigit() and column.strip().isdigit()):
+    if not (comma and row.strip().isdecimal() and column.strip().isdecimal()):
         raise SightlineError(f"--at {text} is no place: it is two numbers, the row and the column. Say --at 2,5")
     return int(row), int(column)

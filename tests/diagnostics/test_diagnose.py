@@ -212,6 +212,8 @@ def test_a_model_that_saw_captions_alone_is_asked_nothing_unless_said_how(tiny, 
     save_model(assembly, tmp_path / "model", get_template("plain"))
     mute = diagnose(Subject(tmp_path / "model"), material, name="m", questions=4, progress=False)
     assert {"sight", "attention", "cause", "kept"} <= mute.missing.keys()
+    windows = diagnose(Subject(tmp_path / "model"), material, name="m", parts=["cognition"], progress=False)
+    assert "--template vicuna_v1" in windows.missing["cognition"]
     assert "--template vicuna_v1" in mute.missing["sight"]
     told = Subject(tmp_path / "model", template="vicuna_v1")
     assert "ASSISTANT:" in told.tokenizer.decode(told.prompted([[]], ["why?"]).input_ids[0])

@@ -6,10 +6,11 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from sightline.checkpoints import save_model
-from sightline.data.templates import get_template
+from sightline.data.templates import TEMPLATES, get_template
 from sightline.diagnostics.subject import Subject
 from sightline.errors import SightlineError
 from sightline.models.assemble import assemble
+from sightline.models.backbones import add_tokens
 
 RED, BLUE = Image.new("RGB", (40, 30), (220, 30, 30)), Image.new("RGB", (20, 50), (30, 30, 220))
 ASKED = [([RED], "What colour is it?"), ([BLUE], "Describe what there is to see here."), ([], "Is snow white?")]
@@ -70,6 +71,18 @@ def test_the_loss_is_of_the_answers_tokens(subject: Subject):
     torch.testing.assert_close(
         subject.loss(prompt, ["red box"])[0], cross_entropy(logits, ids[0]), atol=1e-3, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_answers_tokens_are_without_what_ends_it(tiny, tmp_path, template: str):
+    """And each with the characters that it holds."""
+    assembly = assemble(str(tiny["clip"]), str(tiny["llama"]))
+    add_tokens(assembly.model, assembly.tokenizer, get_template(template).tokens)
+    save_model(assembly, tmp_path / "model", get_template(template))
+    subject, answers = Subject(tmp_path), ["red box", "B"]
+    for answer, ids, places in zip(answers, subject.answer_ids(answers), subject.answer_places(answers), strict=True):
+        assert subject.tokenizer.decode(ids).strip() == answer == "".join(answer[max(a, 0) : b] for a, b in places)
+        assert subject.tokenizer.decode(ids) == get_template(template).answer_lead + answer
 
 
 def test_visual_tokens_can_be_put_in_the_place_of_others(subject: Subject):

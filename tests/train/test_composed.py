@@ -18,6 +18,7 @@ from sightline.reconstruct import reconstruct
 from sightline.report.looking import look_where_missing
 from sightline.report.looks import read_looks
 from sightline.report.page import write_page
+from sightline.report.series import series_of
 from sightline.train import train
 from sightline.train.annotate import annotate_method
 
@@ -152,7 +153,7 @@ def look_at_it(run: Path, assistant: Assistant, folder: Path) -> None:
         Image.new("RGB", (40, 30), name).save(folder / f"{name}.png")
         questions.append(Question(name, (folder / f"{name}.png",), f"Is it {name}?", ("yes",), ability))
     evaluate(assistant, questions, out=run / "eval" / "asked", max_new_tokens=2, progress=False)
-    look_where_missing([run], 2)
+    look_where_missing(series_of([run], None), 2)
     looks = read_looks(run)
     assert looks is not None and not looks.notes and len(looks.pictures) == 2
     for look in looks.pictures:

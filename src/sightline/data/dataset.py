@@ -133,11 +133,8 @@ class Rows:
                     return example, Dropped(sample.id, "no room for turns", error.fact)
                 if self.policies.long_rows == "raise":
                     raise
-                if (
-                    self.policies.long_rows == "shorten"
-                    and (example := self._shortened(sample, epoch, row)) is not None
-                ):
-                    return example, Dropped(sample.id, "shortened", error.fact)
+                if self.policies.long_rows == "shorten" and (found := self._shortened(sample, epoch, row)):
+                    return *found, Dropped(sample.id, "shortened", error.fact)
                 return (Dropped(sample.id, "too long", error.fact),)
         except SightlineError as error:
             return (error,)
@@ -156,16 +153,17 @@ class Rows:
         except LongRowError:
             return None
 
-    def _shortened(self, sample: Sample, epoch: int, row: int) -> Example | None:
-        """The row without as many of its oldest exchanges as it takes; None if that is not enough."""
+    def _shortened(self, sample: Sample, epoch: int, row: int) -> tuple[Outcome, ...]:
+        """The row without as many of its oldest exchanges as it takes, and a note if it then goes without the turns of
+        methods; nothing if that is not enough."""
         while (shorter := without_oldest_exchange(sample)) is not None:
             sample = shorter
             try:
-                return self._lay_out(sample, epoch, row)
-            except LongRowError:
+                return (self._lay_out(sample, epoch, row),)
+            except LongRowError as error:
                 if (example := self._alone(sample, epoch, row)) is not None:
-                    return example
-        return None
+                    return example, Dropped(sample.id, "no room for turns", error.fact)
+        return ()
 
 
 class Mixture(Dataset):

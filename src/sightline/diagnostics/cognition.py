@@ -10,6 +10,7 @@ Source: VLSA, section 3.2.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ from ..methods.base import Sizes
 from ..methods.compose import build_methods, load_method_class
 from ..models.codes import Codes
 from ..progress import watched
+from .captions import LONGEST, REQUEST
 from .kept import mean_interval
-from .subject import Subject
+from .subject import Prompted, Subject
 
 GREY = 128
 """What stands for a colour that could not be read."""
@@ -83,13 +85,27 @@ class Cells:
 
 
 def telling(recipe: Recipe | None) -> Tells | None:
-    """The method of a recipe that has a model tell what is in images, if there is one."""
-    for record in recipe.methods if recipe else []:
-        if issubclass(load_method_class(record["name"]), Tells):
-            (method,) = build_methods([record], Sizes(1, 1, 1, 1)).all
-            assert isinstance(method, Tells)
-            return method
-    return None
+    """The method of a recipe that has a model tell what is in images, if there is one.
+
+    Raises:
+        SightlineError: if its VQ model is not where the recipe says.
+    """
+    record = _record_of(recipe)
+    if record is None:
+        return None
+    (method,) = build_methods([record], Sizes(1, 1, 1, 1)).all
+    assert isinstance(method, Tells)
+    return method
+
+
+def tells(recipe: Recipe | None) -> bool:
+    """Whether a recipe has such a method, wherever its VQ model is."""
+    return _record_of(recipe) is not None
+
+
+def _record_of(recipe: Recipe | None) -> dict[str, Any] | None:
+    records = recipe.methods if recipe is not None else []
+    return next((record for record in records if issubclass(load_method_class(record["name"]), Tells)), None)
 
 
 def cells_of(subject: Subject, method: Tells, images: Sequence[Image.Image], seed: int = 0) -> list[Cells]:
@@ -111,9 +127,19 @@ def believed(
     values = method.window**2 * (1 if task == "vq" else 3)
     texts = [method.write(task, [value] * values) for value in (0, (method.codes if task == "vq" else LEVELS) - 1)]
     longest = max(map(len, subject.answer_ids(texts)))
-    prompt = subject.prompted([[image] for image in images], [method.question(task, window) for window in windows])
-    said = subject.answers(prompt, max_new_tokens=longest + 1)
+    said = subject.answers(asked(subject, method, task, images, windows), max_new_tokens=longest + 1)
     return [method.read(task, text) for text in said]
+
+
+def asked(
+    subject: Subject, method: Tells, task: Task, images: Sequence[Image.Image], windows: Sequence[Window]
+) -> Prompted:
+    """The questions about windows of images as training asks them: never first, but behind an exchange about the image,
+    here the caption that the model itself gives."""
+    shown = [[image] for image in images]
+    captions = subject.assistant.answers(shown, [REQUEST] * len(shown), max_new_tokens=LONGEST)
+    questions = [method.question(task, window) for window in windows]
+    return subject.prompted(shown, questions, [(REQUEST, caption) for caption in captions])
 
 
 def measure_cognition(
@@ -158,19 +184,30 @@ def measure_cognition(
 
 def _told(subject: Subject, method: Tells, some: Sequence[tuple[Image.Image, Cells]]) -> list[tuple[float, ...]]:
     """Of each image: codes that are right, their loss in nats, and how many there are."""
-    true = [cells.true("vq") for _, cells in some]
-    prompt = subject.prompted([[image] for image, _ in some], [method.question("vq", c.window) for _, c in some])
-    ids = subject.answer_ids([method.write("vq", values.tolist()) for values in true])
-    logits, padded, real = subject.told(prompt, ids)
+    true = [cells.true("vq").tolist() for _, cells in some]
+    prompt = asked(subject, method, "vq", [image for image, _ in some], [cells.window for _, cells in some])
+    answers = [method.write("vq", values) for values in true]
+    ids, places = subject.answer_ids(answers), subject.answer_places(answers)
+    logits, padded, _ = subject.told(prompt, ids)
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), padded.flatten(), reduction="none")
     losses, hits = losses.view_as(padded).cpu(), (logits.argmax(-1) == padded).cpu()
     found = []
     for row, values in enumerate(true):
-        count, length = len(values), int(real[row].sum())
-        each = length // count  # tokens of a code; before them may stand a space
-        right = hits[row, length - each * count : length].view(count, each).all(1).sum()
-        found.append((float(right), float(losses[row, :length].sum()), float(count)))
+        ends = np.cumsum([len(method.write("vq", [value])) for value in values])
+        right = _right(hits[row, : len(ids[row])].tolist(), places[row], ends)
+        found.append((float(right), float(losses[row, : len(ids[row])].sum()), float(len(values))))
     return found
+
+
+def _right(hits: Sequence[bool], places: Sequence[tuple[int, int]], ends: Int[np.ndarray, " codes"]) -> int:
+    """How many codes are right in every token that holds some of them; where codes end is in characters, as `places`
+    is."""
+    wrong: set[int] = set()
+    for hit, (start, end) in zip(hits, places, strict=True):
+        if not hit and end > 0:  # a space before the first is none
+            first, last = np.searchsorted(ends, (max(start, 0), end - 1), side="right")
+            wrong.update(range(first, last + 1))
+    return len(ends) - len(wrong)
 
 
 def marginal(cells: Sequence[Cells], codes: int) -> list[tuple[float, ...]]:

@@ -17,7 +17,7 @@ from ..files import write_json
 from . import Part
 from .captions import measure_captions
 from .cause import measure_cause
-from .cognition import measure_cognition, telling
+from .cognition import measure_cognition, tells
 from .geometry import measure_geometry
 from .information import Budget, measure_information
 from .kept import measure_kept
@@ -28,7 +28,7 @@ from .probe import measure_probe
 from .sight import measure_attention, measure_sight
 from .subject import Subject
 
-ASKING = (Part.sight, Part.attention, Part.cause, Part.kept, Part.gate)
+ASKING = (Part.sight, Part.attention, Part.cause, Part.kept, Part.cognition, Part.gate)
 """The parts that ask questions."""
 CAPTIONS = 100
 """Most images to have described, or told in codes and colours."""
@@ -170,7 +170,7 @@ def parts_of(subject: Subject) -> tuple[Part, ...]:
     has = {
         Part.levels: levelled is not None,
         Part.gate: levelled is not None and levelled.has_gate,
-        Part.cognition: telling(subject.recipe) is not None,
+        Part.cognition: tells(subject.recipe),
         Part.information: False,
     }
     return tuple(part for part in Part if has.get(part, True))

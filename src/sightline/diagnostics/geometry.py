@@ -21,8 +21,9 @@ from ..data.words import inside_a_sentence
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, bootstrap_interval
 from ..progress import watched
+from .decoding import pad_left
 from .material import Case, Material
-from .subject import Prompted, Subject, pad_left
+from .subject import Prompted, Subject
 
 Array = np.ndarray
 Tokens = Float[Tensor, "_ d_llm"]

@@ -19,7 +19,8 @@ from ..evaluation.metrics import Estimate, bootstrap_interval, is_correct, paire
 from ..evaluation.questions import Question
 from ..models.backbones import add_tokens, load_language_model
 from ..progress import watched
-from .subject import Prompted, Subject, greedy, pad_left, positions
+from .decoding import greedy, pad_left, positions
+from .subject import Prompted, Subject
 
 NO_BOUND = (-float("inf"), float("inf"))
 

@@ -29,6 +29,7 @@ from ..models.modeling import SightlineForConditionalGeneration
 from ..models.towers import tower_spec
 from ..runs import recipe_of
 from ..types import Batch, Trace, Turn
+from .decoding import greedy, positions
 from .material import Case, TokenTruth
 
 
@@ -165,11 +166,19 @@ class Subject:
         return self.model.get_input_embeddings().weight.detach()
 
     @torch.no_grad()
-    def prompted(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> Prompted:
-        """Questions about their images as the model embeds them, up to where its answer begins."""
-        inputs = {
-            name: value.to(self.device) for name, value in self.assistant.prompts.batch(images, questions).items()
-        }
+    def prompted(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        questions: Sequence[str],
+        before: Sequence[tuple[str, str]] | None = None,
+    ) -> Prompted:
+        """Questions about their images as the model embeds them, up to where its answer begins.
+
+        Args:
+            before: a question and its answer that come first, for each.
+        """
+        asked = self.assistant.prompts.batch(images, questions, before)
+        inputs = {name: value.to(self.device) for name, value in asked.items()}
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         is_visual = ids == self.model.config.image_token_id
         if isinstance(self.model, SightlineForConditionalGeneration):
@@ -294,17 +303,25 @@ class Subject:
         return (losses * real).sum(1) / real.sum(1)
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """The tokens of answers as they follow a prompt of the model's template, without the end."""
+        """The tokens of answers as they follow a prompt of the model's template, without what ends them."""
+        before, *together = self.tokenizer(self._answered(answers))["input_ids"]
+        return [ids[len(before) :] for ids in together]
+
+    def answer_places(self, answers: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """The characters of its answer that each of those tokens holds, from and to; those before it are below 0."""
+        texts = self._answered(answers)
+        before, *together = self.tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
+        begins = [len(text) - len(answer) for text, answer in zip(texts[1:], answers, strict=True)]
+        own = (places[len(before) :] for places in together)
+        return [[(a - begin, b - begin) for a, b in places] for places, begin in zip(own, begins, strict=True)]
+
+    def _answered(self, answers: Sequence[str]) -> list[str]:
+        """A prompt of the model's template, and the same with each answer, up to where that ends."""
         if self.assistant.template is None:
-            return inside_a_sentence(self.tokenizer, answers)
+            return ["a", *(f"a {answer}" for answer in answers)]
         template, asked = get_template(self.assistant.template), Turn("user", "a")
         prompt, _ = render(template, [asked], "", prompt_only=True)
-        texts = [render(template, [asked, Turn("assistant", answer)], "") for answer in answers]
-        ends = [next(span.end for span in spans if span.role == "assistant") for _, spans in texts]
-        before, *together = self.tokenizer([prompt, *(text[:end] for (text, _), end in zip(texts, ends, strict=True))])[
-            "input_ids"
-        ]
-        return [ids[len(before) :] for ids in together]
+        return [prompt, *(f"{prompt}{template.answer_lead}{answer}" for answer in answers)]
 
     @torch.no_grad()
     def told(
@@ -325,48 +342,6 @@ class Subject:
         return logits, padded, real
 
 
-@torch.no_grad()
-def greedy(
-    language: Any,
-    head: Any,
-    embed: Any,
-    embeds: Float[Tensor, "batch seq d_llm"],
-    attention_mask: Int[Tensor, "batch seq"],
-    *,
-    ends: Sequence[int],
-    never: Sequence[int] = (),
-    fill: int,
-    max_new_tokens: int,
-) -> Int[Tensor, "batch new"]:
-    """The likeliest token after each row, and after that, whatever a model's own settings for generation say.
-
-    Args:
-        language, head, embed: the decoder, what makes logits of its states, and the input embeddings.
-        ends: tokens that end a row; `fill` follows them.
-        never: tokens that are not said.
-    """
-    mask, cache, place = attention_mask, None, positions(attention_mask)
-    stops = torch.tensor(list(ends), device=mask.device)
-    new, done = [], torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-    for _ in range(max_new_tokens):
-        out = language(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
-        )
-        cache = out.past_key_values
-        logits = head(out.last_hidden_state[:, -1])
-        logits[:, list(never)] = float("-inf")
-        token = logits.argmax(-1)
-        token = torch.where(done, fill, token)
-        new.append(token)
-        done = done | torch.isin(token, stops)
-        if bool(done.all()):
-            break
-        embeds = embed(token[:, None])
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        place = place[:, -1:] + 1
-    return torch.stack(new, dim=1)
-
-
 def truth_seen(sight: Sight, case: Case, size: tuple[int, int], tokens: int) -> tuple[TokenTruth, ...]:
     """What each token of an image's grid shows; empty where that is not known, or the model sees but a part of it.
 
@@ -375,18 +350,3 @@ def truth_seen(sight: Sight, case: Case, size: tuple[int, int], tokens: int) -> 
         tokens: of the grid.
     """
     return case.truth_of(tokens) if sight.box(size).is_whole(size) else ()
-
-
-def positions(attention_mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """Positions that count from the first real token of each row."""
-    return (attention_mask.cumsum(1) - 1).clamp(min=0)
-
-
-def pad_left(
-    rows: Sequence[Sequence[int]], fill: int, device: torch.device
-) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Rows of token ids as one tensor, with `fill` before the shorter ones, and their attention mask."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask

@@ -238,17 +238,24 @@ class Gate(nn.Module):
 
 
 def text_mask(batch: Batch, text: str, slot: int) -> Bool[Tensor, "batch seq"]:
-    """The tokens that the gate reads. Of `all`, those before the slot (BOS) and what a model has generated are not."""
+    """The tokens that the gate reads. Of `all`, those before the slot (BOS), what a model has generated, and exchanges
+    that a method inserted are not."""
     if text == "all":
         after = (batch.kinds == slot).cumsum(1) > 0
         inside = (batch.kinds != PAD) & (batch.kinds != VISUAL) & (batch.kinds != slot)
         generated = (batch.kinds == ANSWER) & (batch.labels == IGNORE)
-        return after & inside & ~generated
+        return after & inside & ~generated & ~inserted(batch)
     human = batch.prompt_mask & (batch.attention_mask == 1)
     if text == "human_turns":
         return human
     first = torch.where(human, batch.turn_ids, torch.iinfo(batch.turn_ids.dtype).max).amin(1, keepdim=True)
     return human & (batch.turn_ids == first)
+
+
+def inserted(batch: Batch) -> Bool[Tensor, "batch seq"]:
+    """The tokens of exchanges that a method inserted: their answers are of kinds of their own."""
+    answers = (batch.kinds > ANSWER) & (batch.labels != IGNORE)
+    return torch.stack([torch.isin(ids, ids[mine]) for ids, mine in zip(batch.turn_ids, answers, strict=True)])
 
 
 def dot_map(

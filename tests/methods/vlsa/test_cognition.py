@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,31 +12,40 @@ import torch
 from diffusers import VQModel
 from PIL import Image
 from rich.console import Console
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from sightline.annotate.codes import CODES, PIXELS, thumbnails
 from sightline.checkpoints import load_model
 from sightline.cli import app
-from sightline.config import Recipe, check, load_recipe
-from sightline.data.dataset import Rows
+from sightline.config import Recipe, check, dump, load_recipe
+from sightline.data.collate import collate
+from sightline.data.dataset import Policies, Rows
 from sightline.data.features import image_key
 from sightline.data.images import load_image
 from sightline.data.order import generator
 from sightline.data.sources import read_llava_json
 from sightline.data.store import Store
 from sightline.data.templates import get_template
-from sightline.data.windows import UNREAD, Marks, Window
+from sightline.data.windows import UNREAD, Digits, Marks, Window
+from sightline.diagnostics import Part
+from sightline.diagnostics.captions import LONGEST, REQUEST
 from sightline.diagnostics.cognition import (
     Cells,
     ToldCodes,
     ToldPixels,
+    _right,
+    asked,
     cells_of,
     marginal,
     measure_cognition,
     telling,
 )
+from sightline.diagnostics.diagnose import diagnose, parts_of
+from sightline.diagnostics.material import read_captions
 from sightline.diagnostics.subject import Subject
 from sightline.errors import SightlineError
+from sightline.methods.aligngpt import SLOT, text_mask
 from sightline.methods.base import Setting, Sizes
 from sightline.methods.compose import build_methods
 from sightline.methods.vlsa.cognition import TEMPLATES, Cognition, CognitionConfig
@@ -223,6 +233,8 @@ def test_so_many_rows_are_asked_and_each_after_its_image(pipeline):
     text = Sample("y", (), tuple(turns[:2]))
     assert not any(method.turns(text, generator(n), columns) for n in range(100))
     assert {len(method.turns(sample, generator(n), {CODES: columns[CODES]})) for n in range(50)} == {0, 1}
+    nowhere = Sample("z", (Image.new("RGB", (4, 4)),), tuple(turns[:2]))
+    assert not any(method.turns(nowhere, generator(n), columns) for n in range(100)), "the processor refuses it"
 
 
 def test_a_row_without_room_keeps_its_own_and_is_counted(tiny, pictures, pipeline, tmp_path):
@@ -238,13 +250,31 @@ def test_a_row_without_room_keeps_its_own_and_is_counted(tiny, pictures, pipelin
     assert "no room for turns" in (run / "dropped.jsonl").read_text()
 
 
-def test_the_gate_does_not_read_what_is_asked(tiny, pictures, pipeline, tmp_path):
-    """AlignGPT weighs levels by the user's own words."""
-    _, rows = rows_of(annotated(recipe(tiny, pictures, pipeline, tmp_path)), pictures)
+def test_a_row_that_is_shortened_and_without_room_is_counted_as_both(tiny, pictures, pipeline, tmp_path):
+    _, rows = rows_of(annotated(recipe(tiny, pictures, pipeline, tmp_path)), pictures, policies=Policies("raise"))
+    talk = (Turn("user", "why? " * 8), Turn("assistant", "so. " * 8))
+    row = replace(rows.samples[0], turns=(*rows.samples[0].turns, *talk))
+    given = {"seed": 0, "readers": rows.readers, "needed": {}, "policies": Policies(long_rows="shorten")}
+    rows.processor.max_length = len(rows.processor(rows.samples[0]))
+    example, *notes = Rows([row], rows.processor, **given).fetch((0, 0))
+    assert isinstance(example, Example) and len(example) == rows.processor.max_length
+    assert [note.reason for note in notes] == ["no room for turns", "shortened"]
+
+
+@pytest.mark.parametrize("text", ["first_turn", "human_turns", "all"])
+def test_the_gate_does_not_read_what_is_asked(tiny, pictures, pipeline, tmp_path, text):
+    """AlignGPT weighs levels by the row's own words, whichever of them it reads."""
+    gate = {"name": "aligngpt", "text": text}
+    assembly, rows = rows_of(annotated(recipe(tiny, pictures, pipeline, tmp_path, methods=[gate])), pictures)
     plain = Rows(rows.samples, rows.processor, seed=0, needed={}, training=False)
+    slot = assembly.model.model.methods["aligngpt"].kind_ids[SLOT]
     for number in range(len(rows)):
         ours, theirs = rows[(0, number)], plain[(0, number)]
-        assert ours.input_ids[ours.prompt_mask].tolist() == theirs.input_ids[theirs.prompt_mask].tolist()
+        read = [
+            batch.input_ids[text_mask(batch, text, slot)].tolist()
+            for batch in (collate([one], pad_id=rows.processor.pad_id) for one in (ours, theirs))
+        ]
+        assert read[0] == read[1] and (read[0] or not rows.samples[number].images)
         assert bool((ours.kinds[ours.prompt_mask] == PROMPT).all())
 
 
@@ -273,6 +303,21 @@ def test_a_stage_asks_where_it_trains_the_language_model_or_says_so(tiny, pictur
     assert method.columns(second.model_copy(update={"weights": {"pixels": 0.0}})) == (CODES,)
     assert method_of(pipeline, tasks=["pixels"]).columns(second) == (PIXELS,)
     assert method_of(pipeline, probability=0.0).columns(second) == ()
+
+
+def test_a_recipe_that_never_asks_is_refused(tiny, pictures, pipeline, tmp_path):
+    with pytest.raises(SightlineError, match="asks in no stage, so it would train nothing"):
+        train(recipe(tiny, pictures, pipeline, tmp_path, stage={"trainable": ["connector"]}), quiet=True)
+    left_out = {"trainable": ["connector"], "weights": {"vq": 0.0}}
+    train(recipe(tiny, pictures, pipeline, tmp_path, stage=left_out), quiet=True)
+
+
+def test_a_template_that_leaves_questions_out_is_refused(tiny, pictures, pipeline, tmp_path):
+    """Nothing would say which window is meant."""
+    data = {"path": str(pictures / "captions.json"), "template": "plain"}
+    made = annotated(recipe(tiny, pictures, pipeline, tmp_path, stage={"data": data}))
+    with pytest.raises(SightlineError, match=r"template 'plain' of .*json leaves questions out.* weights={vq: 0, "):
+        train(made, quiet=True)
 
 
 def test_a_run_logs_each_kind_apart_and_what_windows_cost(tiny, pictures, pipeline, tmp_path, capsys):
@@ -373,17 +418,35 @@ def test_how_often_codes_occur_is_counted_in_the_other_images(pipeline):
     ]
 
 
-def test_the_measures_are_those_of_a_slow_reference(taught, pictures):
+def test_windows_are_asked_for_behind_an_exchange_as_in_training(taught, pictures):
+    """Training puts no window first, so no measure does."""
+    subject, images = Subject(taught), images_of(pictures)[:2]
+    method = telling(subject.recipe)
+    assert method is not None
+    window = Window(1, 2, method.window)
+    prompt = asked(subject, method, "pixels", images, [window, window])
+    for row, image in enumerate(images):
+        (caption,) = subject.assistant.answers([[image]], [REQUEST], max_new_tokens=LONGEST)
+        words = subject.tokenizer.decode(prompt.input_ids[row][prompt.is_text[row]], skip_special_tokens=True)
+        order = [words.index(said) for said in (REQUEST, caption, method.question("pixels", window))]
+        assert order == sorted(order) and words.rstrip().endswith("ASSISTANT:")
+        first = int(prompt.is_visual[row].nonzero()[0])
+        assert REQUEST not in subject.tokenizer.decode(prompt.input_ids[row][:first]), "the image stands before it"
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama-3"])
+def test_the_measures_are_those_of_a_slow_reference(taught, pictures, template):
     """Image by image, code by code, from the model's own likelihoods."""
-    subject, images = Subject(taught), images_of(pictures)
+    subject, images = Subject(taught, template=template), images_of(pictures)
     method = telling(subject.recipe)
     assert method is not None
     cells = cells_of(subject, method, images)
     losses, right = [], 0
     for image, each in zip(images, cells, strict=True):
         values = each.true("vq").tolist()
-        prompt = subject.prompted([[image]], [method.question("vq", each.window)])
+        prompt = asked(subject, method, "vq", [image], [each.window])
         ids = subject.answer_ids([method.write("vq", values)])[0]
+        assert subject.tokenizer.decode(ids).strip() == method.write("vq", values), "and not what ends it"
         begin = len(ids) - 2 * len(values)
         for place in range(len(ids)):
             logits, _, _ = subject.told(prompt, [ids[: place + 1]])
@@ -399,6 +462,25 @@ def test_the_measures_are_those_of_a_slow_reference(taught, pictures):
     assert found.own.perplexity.value == pytest.approx(np.exp(sum(losses) / total), rel=1e-3)
 
 
+@pytest.mark.parametrize(("template", "group"), [("vicuna_v1", 1), ("llama-3", 1), ("llama-3", 3), ("chatml", 2)])
+@pytest.mark.parametrize("codes", [[7], [7, 12, 1, 19]])
+def test_a_code_is_right_where_every_token_of_it_is(tiny, template, group, codes):
+    """Whatever ends an answer, and where tokens hold digits of two codes: by hand, of codes of four digits."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny["llama"])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(get_template(template).tokens)})
+    tokenizer.add_tokens([f"{n:0{group}d}" for n in range(10**group)] if group > 1 else [])
+    subject = object.__new__(Subject)
+    subject.tokenizer, subject.assistant = tokenizer, SimpleNamespace(template=template)
+    text = Digits(4, 20).write(codes)
+    (ids,), (places,) = subject.answer_ids([text]), subject.answer_places([text])
+    assert tokenizer.decode(ids).strip() == text, "without what ends it"
+    ends = np.arange(4, 4 * len(codes) + 1, 4)
+    assert _right([True] * len(ids), places, ends) == len(codes)
+    for number, (start, end) in enumerate(places):
+        touched = len({place // 4 for place in range(max(start, 0), end)})
+        assert _right([at != number for at in range(len(ids))], places, ends) == len(codes) - touched
+
+
 def test_a_window_is_painted_beside_the_true_one(taught, pictures, tmp_path):
     image = pictures / "images" / "0.png"
     out = tmp_path / "x.png"
@@ -410,8 +492,26 @@ def test_a_window_is_painted_beside_the_true_one(taught, pictures, tmp_path):
         assert sheet.size == (3 * 200 - 8, 2 * 192 + 8) and sheet.getpixel((500, 50)) == (220, 30, 30)
     wrong = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", "8,0", "--out", str(out)])
     assert wrong.exit_code == 1 and "Rows and columns begin at 0 to 7" in str(wrong.exception)
-    wrong = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", "x", "--out", str(out)])
-    assert "Say --at 2,5" in str(wrong.exception)
+    for place in ("x", "\u00b2,1"):
+        wrong = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", place, "--out", str(out)])
+        assert "Say --at 2,5" in str(wrong.exception)
+    captions = ["paint", str(taught / "stages" / "one" / "model"), str(image), "--out", str(out)]
+    wrong = CliRunner().invoke(app, captions)
+    assert "never asked for a window" in str(wrong.exception)
+    assert CliRunner().invoke(app, [*captions, "--template", "vicuna_v1"]).exit_code == 0
+
+
+def test_a_run_whose_vq_model_is_gone_is_diagnosed_in_all_else(taught, pictures, tmp_path):
+    """Its folder may be named from where the run was started."""
+    (tmp_path / "model").symlink_to(taught / "model", target_is_directory=True)
+    made = load_recipe(taught / "recipe.yaml")
+    gone = made.model_copy(update={"methods": [made.methods[0] | {"vq": str(tmp_path / "vq")}]})
+    (tmp_path / "recipe.yaml").write_text(dump(gone))
+    subject = Subject(tmp_path)
+    assert {Part.cognition, Part.geometry} <= set(parts_of(subject))
+    material = read_captions(pictures / "captions.json", pictures / "images")
+    found = diagnose(subject, material, name="m", parts=["geometry", "cognition"], progress=False)
+    assert found.scores and "no folder" in found.missing["cognition"]
 
 
 def test_a_model_without_a_run_is_painted_by_a_recipe(taught, pictures, tmp_path):
@@ -435,6 +535,7 @@ def test_a_model_without_a_run_is_painted_by_a_recipe(taught, pictures, tmp_path
         ({"vq": "/nowhere"}, "no folder '/nowhere'"),
         ({"vq": "PIPELINE/vae"}, "is no vqvae .* its config is of AutoencoderKL"),
         ({"tasks": []}, "tasks"),
+        ({"tasks": ["vq", "vq"]}, "vq, vq: a task is named twice"),
         ({"probability": 1.5}, "probability"),
     ],
 )

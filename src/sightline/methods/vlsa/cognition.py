@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...annotate.codes import CODES, PIXELS, Cells
 from ...annotate.pictures import Picture
 from ...config import Stage
-from ...data.templates import IMAGE
+from ...data.templates import IMAGE, get_template
 from ...data.view import Sight
 from ...data.windows import COLOURS, LEVELS, Alphabet, Digits, Marks, Window, tokens_of
 from ...errors import SightlineError
@@ -84,6 +84,13 @@ class CognitionConfig(MethodConfig):
     stage gives `vq` and `pixels`, 0.1 by default."""
     templates: Literal[1] = 1
     """The version of the questions' words."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_task_once(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"{', '.join(tasks)}: a task is named twice, and would count twice")
+        return tasks
 
 
 class Cognition(Tells):
@@ -160,10 +167,23 @@ class Cognition(Tells):
 
     def begin(self, setting: Setting) -> None:
         asked, stage = self.asked(setting.stage), setting.stage
+        stages, tasks = setting.recipe.stages, set(self.config.tasks)
+        if self.config.probability and not any(self.asked(each) or tasks & set(each.weights) for each in stages):
+            raise SightlineError(
+                "method 'cognition' asks in no stage, so it would train nothing: all leave the language model as it "
+                "is. Train it in one, or name a task in a stage: stages.0.weights={vq: 0.1}; 0 leaves it out."
+            )
         if "vq" in asked and self.config.codes == "tokens" and (stage.lora or "language" not in stage.trainable):
             raise SightlineError(
                 f"stage '{stage.name}' asks for codes as new tokens, and leaves the language model's embeddings as "
                 "they are, so it could never say them. Train the whole language model, or say codes=text."
+            )
+        mute = [data for data in stage.data if not get_template(data.template).user_text]
+        if asked and mute:
+            raise SightlineError(
+                f"stage '{stage.name}' asks what images are made of, and template '{mute[0].template}' of "
+                f"{mute[0].path} leaves questions out, so nothing would say which window is meant. Use another "
+                f"template, or leave the stage out: weights={{{', '.join(f'{task}: 0' for task in asked)}}}"
             )
         if asked:
             setting.say(f"cognition: {self.cost(setting.assembly.tokenizer, asked)}")
@@ -192,6 +212,8 @@ class Cognition(Tells):
         number = int(rng.integers(len(sample.images)))
         window = Window.draw(self.grid, self.config.window, rng)
         first, last = _exchanges(sample, number)
+        if first > last:  # shown nowhere: the processor says so
+            return []
         image = "the image" if len(sample.images) == 1 else f"image {number + 1} of {len(sample.images)}"
         return [
             InsertedTurn(
