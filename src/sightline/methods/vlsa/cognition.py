@@ -205,7 +205,8 @@ class Cognition(Tells):
 
     def turns(self, sample: Sample, rng: np.random.Generator, columns: Mapping[str, Tensor]) -> list[InsertedTurn]:
         """An exchange for each task whose column is there, each at a boundary of its own after the image, about one
-        window. Rows without images have none."""
+        window. Those at the same boundary stand in a random order: else which is meant could be told by its place, and
+        the question need not be read. Rows without images have none."""
         tasks: list[Task] = [task for task in self.config.tasks if COLUMNS[task] in columns]
         if not sample.images or not tasks or rng.random() >= self.config.probability:
             return []
@@ -221,7 +222,7 @@ class Cognition(Tells):
                 Turn("user", self._asking(rng.choice(TEMPLATES[self.config.templates][task]), window, image)),
                 Turn("assistant", self.write(task, window.of(columns[COLUMNS[task]][number]).flatten().tolist()), task),
             )
-            for task in tasks
+            for task in (tasks[place] for place in rng.permutation(len(tasks)))
         ]
 
     def question(self, task: Task, window: Window) -> str:
