@@ -75,7 +75,7 @@ def run_demo(out: Path, *, short: bool = False) -> Path:
     console.print(f"\ndone in {time.monotonic() - began:.0f} s. One seed: no claim. Over seeds (all on the page):")
     for line in seeds_say():
         console.print(f"  {line}", highlight=False, soft_wrap=True)
-    console.print(f"open {page} in a browser")
+    console.print(f"open {page} in a browser", markup=False, highlight=False, soft_wrap=True)
     return page
 
 
@@ -118,11 +118,15 @@ def _say(console: Console, text: str) -> None:
     console.print(f"\n{text}", style="bold")
 
 
+def _show(console: Console, command: str) -> None:
+    console.print(f"$ sightline {command}", style="dim", markup=False, soft_wrap=True)
+
+
 @contextmanager
 def _beside(console: Console, log: Path, *arguments: str) -> Iterator[None]:
     """Runs a command in the background, what it says into `log`, and waits for it at the end."""
     with log.open("w", encoding="utf-8") as stream:
-        console.print(f"$ sightline {shlex.join(arguments)} > {log} &", style="dim", soft_wrap=True)
+        _show(console, f"{shlex.join(arguments)} > {shlex.quote(str(log))} &")
         process = subprocess.Popen(_command(list(arguments)), env=_environment(), stdout=stream, stderr=stream)
         try:
             yield
@@ -136,7 +140,7 @@ def _beside(console: Console, log: Path, *arguments: str) -> Iterator[None]:
 
 
 def _run(console: Console, *arguments: str) -> None:
-    console.print(f"$ sightline {shlex.join(arguments)}", style="dim", soft_wrap=True)
+    _show(console, shlex.join(arguments))
     code = subprocess.run(_command(list(arguments)), env=_environment(), check=False).returncode
     if code:
         raise SightlineError(f"`sightline {arguments[0]}` stopped with code {code}; what it said stands above.")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 KEY = "OPENAI_API_KEY"
+WIDE = 240
+"""Columns of a table that no terminal shows."""
 """The environment's name for what a judge's endpoint may want."""
 
 
@@ -166,6 +168,8 @@ def tables(
     from .benchmarks.published import published, table
 
     console = Console()
+    if not console.is_terminal:  # a file or a pipe is as wide as it needs to be
+        console.width = WIDE
     for of in published(paper):
         console.print(table(of, runs))
         console.print()

@@ -3,6 +3,7 @@
 It wants Chromium (Debian: apt-get install chromium; `.ci/run` does that) and playwright, which drives it.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,30 @@ VISION = {
     "tritan": ((1.256, -0.077, -0.179), (-0.078, 0.931, 0.148), (0.005, 0.691, 0.304)),
 }
 """Of linear RGB, full strength: Machado, Oliveira and Fernandes 2009."""
+FAINT = """() => {
+  const pen = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d");
+  const over = (ground, colour) => {
+    for (pen.fillStyle of [ground, colour]) pen.fillRect(0, 0, 1, 1);
+    return `rgb(${[...pen.getImageData(0, 0, 1, 1).data].slice(0, 3)})`;
+  };
+  const own = one => getComputedStyle(one).backgroundColor;
+  const ground = one => over(one.parentElement ? ground(one.parentElement) : "#fff", own(one));
+  const linear = part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  const light = colour => {
+    const [red, green, blue] = colour.match(/\\d+/g).map(part => linear(part / 255));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05;
+  };
+  const told = one => [...one.childNodes].some(inner => inner.nodeType === 3 && inner.textContent.trim());
+  const found = {};
+  for (const one of document.querySelectorAll("main *")) {
+    if (!told(one) || one.closest("svg") || !one.checkVisibility()) continue;
+    const [below, text] = [ground(one), over(ground(one), getComputedStyle(one).color)].map(light);
+    const contrast = Math.max(below, text) / Math.min(below, text);
+    if (contrast < 4.5) found[`${one.tagName}.${one.className}`] = contrast;
+  }
+  return found;
+}"""
+"""Elements with text of its own that is not in a drawing, and how little it stands out."""
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +131,22 @@ def test_colours_are_legible_and_told_apart_by_everyone(opened):
         seen = [np.clip(np.array(matrix) @ value, 0, 1) ** (1 / 2.2) for value in rgb.values()]
         apart = min(float(np.linalg.norm(x - y)) for i, x in enumerate(seen) for y in seen[:i])
         assert apart > 0.2, kind
+
+
+def test_all_text_is_legible(opened):
+    page, _ = opened
+    assert page.evaluate(FAINT) == {}, "below 4.5 to 1 (WCAG AA)"
+
+
+def test_a_long_name_does_not_widen_the_page(browser, runs, tmp_path):
+    named = Path(shutil.copytree(runs[0], tmp_path / "named"))
+    (named / "run.json").write_text(json.dumps({"name": "long_" * 60}))
+    file = write_page(named, runs[1])
+    for width, _ in WIDTHS.values():
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.close()
 
 
 def linear(colour: str) -> np.ndarray:

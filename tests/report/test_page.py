@@ -199,6 +199,18 @@ def test_a_fresh_run_is_said_in_words(tmp_path):
     assert "has not been evaluated yet" in outline.text and "name: fresh" in outline.text
 
 
+def test_a_run_in_training_is_not_called_trained(own, run):
+    shutil.rmtree(own / "eval")
+    shutil.copy(run / "metrics.jsonl", own)
+    _, outline = write(own)
+    assert "The model has learning curves and no evaluation yet" in outline.text and "trained" not in outline.text
+
+
+def test_a_name_that_is_no_unicode_is_no_reason_to_stop(own):
+    (own / "run.json").write_text(r'{"name": "a\udcffb"}')
+    assert "a?b" in write(own)[1].text
+
+
 def test_what_is_broken_is_said_in_words(own, questions, tmp_path):
     (own / "run.json").write_text("[1")
     (own / "metrics.jsonl").write_text('{"stage": "pretrain", "step": 41, "loss": NaN}\n[1]\n{"sta')
@@ -293,3 +305,6 @@ def test_the_headline_is_not_of_blank_images(own, questions):
     evaluate(Fake(questions, blind=True), questions, out=own / "eval" / "a", blank_images=True, progress=False)
     _, outline = write(own)
     assert "The model answers 80.0% of 60" in outline.text and "The images were blank." in outline.text
+    (seen,) = [path for path in (own / "eval").iterdir() if path.name != "a"]
+    shutil.rmtree(seen)
+    assert "answers 50.0% of 60 questions right with blank images" in write(own)[1].text, "where there are no others"

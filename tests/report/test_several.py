@@ -2,19 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_page import make_run, questions, write
+from test_page import Fake, make_run, questions, write
 
 from sightline.compare import claims as module
 from sightline.compare.claims import Claim, Claims, read_claims, read_shipped
 from sightline.diagnostics.lens import Cell
 from sightline.errors import SightlineError
+from sightline.evaluation import evaluate
 from sightline.evaluation.metrics import Estimate
+from sightline.report import page as module_of_the_page
+from sightline.report.curves import in_order
 from sightline.report.differences import differences
-from sightline.report.looking import looked, pictures_of
+from sightline.report.looking import look_where_missing, looked, pictures_of
 from sightline.report.looks import Look, Looks, Map, Pictured, key_of, read_looks, write_looks
 from sightline.report.page import LARGEST, write_page
 from sightline.report.run_folder import read_run
@@ -59,6 +63,53 @@ def test_runs_are_compared_with_the_first(runs):
     assert "pretrain, loss/answer" in outline.text, "totals of several runs are not put together"
 
 
+def test_the_headline_is_of_what_all_runs_have(runs, questions, tmp_path):
+    own, other = (Path(shutil.copytree(run, tmp_path / run.name)) for run in runs)
+    evaluate(Fake(questions), questions[:10], out=own / "eval" / "early", progress=False)
+    evaluate(Fake(questions), questions[:10], out=other / "eval" / "late", progress=False)
+    _, outline = write(own, other)
+    assert "first answers 80.0% of 60" in outline.text and "second 50.0%" in outline.text
+    assert "second has no evaluation 'early'" in outline.text
+    assert "second has evaluations that first has not, not shown: 'late'." in outline.text
+    assert "first answers 80.0% of 10" in write(own, other, first="early")[1].text
+    shutil.rmtree(own / "eval")
+    _, outline = write(own, other)
+    assert "first has learning curves and no evaluation yet" in outline.text
+    assert "not shown: 'late'." in outline.text
+
+
+def test_a_twin_beside_several_is_the_first_ones(runs):
+    _, outline = write(*runs, twin=runs[1])
+    assert "the blind twin of first, trained the same with blank images, 50.0%" in outline.text
+    assert "first less it +30.0 points" in outline.text and "a difference of −30.0 points" in outline.text
+
+
+def test_runs_that_were_asked_otherwise_are_told(runs, questions, tmp_path):
+    other = Path(shutil.copytree(runs[0], tmp_path / "other"))
+    assert "asked otherwise" not in write(runs[0], other)[1].text
+    evaluate(
+        Fake(questions), questions, out=other / "eval" / "test", max_new_tokens=3, blank_images=True, progress=False
+    )
+    text = write(runs[0], other)[1].text
+    assert text.count("asked otherwise") == 2 and "max_new_tokens is 3 and not 16" in text
+    assert "blank_images is True and not False" in text
+    assert write(runs[0], twin=other)[1].text.count("asked otherwise") == 1, "a twin's images are blank"
+
+
+def test_answers_that_say_neither_are_counted_for_each_run(runs):
+    assert "as wrong above; such were 6 of 30 by first, 30 of 30 by second." in write(*runs)[1].text
+
+
+def test_stages_stand_in_the_order_in_which_they_ran():
+    assert in_order([["pretrain", "instruct"], ["pretrain", "text", "instruct", "more"]]) == [
+        "pretrain",
+        "text",
+        "instruct",
+        "more",
+    ]
+    assert in_order([["b"], ["a", "b"], []]) == ["a", "b"]
+
+
 def test_what_differs_in_the_recipes_is_told(runs):
     _, outline = write(runs[0], runs[1])
     assert "stages.tune.lr 1.0 2.0" in outline.text and "stages.tune.extra – True" in outline.text
@@ -95,7 +146,19 @@ def test_a_large_lens_makes_no_large_page(runs, tmp_path):
         write_looks(copy, looks, {f"0-{what}.png": noise for what in ("seen", "drawn", "painted")})
     page = write_page(*copies).read_text(encoding="utf-8")
     assert len(page.encode()) < LARGEST and "✓ red" not in page, "no room for words, yet they are told"
-    assert "row 27, column 27: mud" in page
+    assert "row 27, column 27: mud" in page and "left out" not in page
+
+
+def test_a_page_with_no_room_shows_fewer_pictures(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module_of_the_page, "LARGEST", 1)
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    looks, files = looks_of("3.png", grid=2)
+    write_looks(
+        run, replace(looks, pictures=tuple(replace(looks.pictures[0], picture=f"{n}.png") for n in range(5))), files
+    )
+    page, outline = write(run)
+    assert page.count('class="cells"') == 1 and "4 more pictures were looked at, and left out" in outline.text
+    assert "Nothing was looked at" not in outline.text
 
 
 def test_looks_are_kept_until_model_or_pictures_change(runs, tmp_path):
@@ -109,9 +172,31 @@ def test_looks_are_kept_until_model_or_pictures_change(runs, tmp_path):
     assert read_looks(run) == looks and looked(run, pictures) and not looked(run, pictures[:1])
     (run / "model" / "model.safetensors").write_bytes(b"12")
     assert not looked(run, pictures)
+    (run / "looks" / "0-drawn.png").write_bytes((run / "looks" / "0-drawn.png").read_bytes()[:60])
+    (run / "looks" / "0-seen.png").unlink()
+    assert "Left out, since they cannot be read: 0-seen.png, 0-drawn.png in" in write(run)[1].text
+    text = (run / "looks" / "looks.json").read_text()
+    (run / "looks" / "looks.json").write_text(text.replace('"grid": 2', '"grid": 3'))
+    assert "looks.json cannot be read" in write(run)[1].text
     (run / "looks" / "looks.json").write_text("{")
     assert not looked(run, pictures)
     assert "looks.json cannot be read" in write(run)[1].text
+
+
+def test_a_damaged_picture_is_passed_over(runs, questions, tmp_path):
+    shutil.copytree(questions[0].images[0].parent, tmp_path / "moved")
+    first, second, third = pictures_of(read_run(runs[0]), 3, tmp_path / "moved")
+    first[1].write_bytes(b"GIF89a")
+    assert pictures_of(read_run(runs[0]), 2, tmp_path / "moved") == [second, third]
+
+
+def test_a_model_that_cannot_run_is_no_end(runs, tmp_path):
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    (run / "model").mkdir()
+    with pytest.raises(
+        SightlineError, match=r"no model at(.|\n)*The page of what is there can be written: --pictures 0"
+    ):
+        look_where_missing(series_of([run], None), 1)
 
 
 def test_runs_that_cannot_share_a_page_are_refused(runs, tmp_path):
@@ -138,6 +223,8 @@ def test_benchmarks_stand_on_the_page(runs, tmp_path):
     _, outline = write(run)
     assert "POPE best 87.5" in outline.text and "MME best 1234.5" in outline.text and "MME part" in outline.text
     assert "Benchmark 'broken' is left out" in outline.text and "Evaluation 'pope'" not in outline.text
+    shutil.rmtree(run / "eval" / "test")
+    assert "MME, POPE have been scored, and The model has no evaluation on a question file yet" in write(run)[1].text
 
 
 def test_claims_over_seeds_are_shown_beside(runs):
@@ -146,6 +233,17 @@ def test_claims_over_seeds_are_shown_beside(runs):
     assert "What seeds say" in outline.text and "a less b" in outline.text and "no <more>" in outline.text
     assert "+3.0 points (−1.0 to +7.0):" in outline.text and "10 seeds for each arm" in outline.text
     assert "What seeds say" not in write(runs[0])[1].text
+
+
+def test_what_claims_nothing_is_refused(runs, tmp_path):
+    with pytest.raises(SightlineError, match="holds no comparison"):
+        read_claims(runs[0])
+    (tmp_path / "plan.yaml").write_text(
+        "name: one\narms: [{name: a, recipe: world}, {name: b, recipe: world}]\nseeds: 1\nsmallest_effect: 0.02\n"
+        "primary: {questions: test.questions.jsonl}\n"
+    )
+    with pytest.raises(SightlineError, match="has one seed, so it claims nothing"):
+        read_claims(tmp_path)
 
 
 @pytest.mark.skipif(not COMPARISONS.is_dir(), reason="only a checkout of the repository has the comparisons")

@@ -74,8 +74,8 @@ def own_score(run: Path, key: str) -> float | None:
 def table(of: Published, runs: Path) -> Table:
     """A table for a terminal: under each row, what the run of its recipe scored, if there is one."""
     shown = Table(title=f"{of.paper}, {of.title}", title_justify="left", box=None, pad_edge=False)
-    shown.add_column("row")
-    shown.add_column("recipe")
+    shown.add_column("row", overflow="fold")
+    shown.add_column("recipe", overflow="fold", min_width=12)
     for column in of.columns:
         shown.add_column(column.replace("/", "\n"), justify="right")
     for row in of.rows:

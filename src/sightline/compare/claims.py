@@ -46,9 +46,17 @@ def read_claims(folder: Path) -> Claims:
     """The claims of a comparison's folder, computed from its rows.
 
     Raises:
-        SightlineError: if the folder holds no comparison, or one that waits for runs.
+        SightlineError: if the folder holds no comparison, or one that waits for runs or has one seed.
     """
+    if not (folder / "plan.yaml").is_file():
+        raise SightlineError(
+            f"'{folder}' holds no comparison: it has no plan.yaml. Give the folder that `sightline compare` wrote."
+        )
     plan = load_plan(folder / "plan.yaml")
+    if len(plan.seeds) < 2:
+        raise SightlineError(
+            f"the comparison in '{folder}' has one seed, so it claims nothing. Give one over several, or leave it out."
+        )
     results = results_of(plan, Comparison(plan, folder, plan_hash(plan)).rows())
     if not results.complete:
         raise SightlineError(

@@ -17,10 +17,11 @@ def report(
     ],
     twin: Annotated[Path | None, typer.Option(help="The run folder of the first one's blind twin.")] = None,
     first: Annotated[
-        str | None, typer.Option(help="The evaluation that the headline is of; the first by name by default.")
+        str | None,
+        typer.Option(help="The evaluation that the headline is of; by default the first by name that all runs have."),
     ] = None,
     pictures: Annotated[
-        int, typer.Option(min=0, help="Evaluated pictures to look at with the models; 0 loads none.")
+        int, typer.Option(min=0, max=12, help="Evaluated pictures to look at with the models; 0 loads none.")
     ] = 3,
     comparison: Annotated[
         list[str] | None,
@@ -55,11 +56,11 @@ def report(
     from .series import series_of
 
     claims = [one for place in comparison or () for one in claims_of(place)]
-    series_of(runs, twin)  # what is wrong with a folder is said before a model is loaded
+    series = series_of(runs, twin, first)  # what is wrong with a folder is said before a model is loaded
     if pictures:
         from .looking import look_where_missing
 
-        look_where_missing(runs, pictures, first=first, images_root=images, device=pick_device(device))
+        look_where_missing(series, pictures, images_root=images, device=pick_device(device))
     typer.echo(str(write_page(*runs, out=out, twin=twin, first=first, images_root=images, comparisons=claims)))
 
 

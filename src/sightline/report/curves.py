@@ -14,7 +14,7 @@ TOTAL = "loss"
 
 
 def stages_of(series: Sequence[Series]) -> list[dict[str, Any]]:
-    """A figure for each quantity of each stage, with the runs that have it; stages in the order of the runs'.
+    """A figure for each quantity of each stage, with the runs that have it; stages in the order in which they ran.
 
     Of one run the total is shown, and its terms where there are several. The totals of several runs, with terms of
     different methods in them, cannot be compared: there it is the terms.
@@ -31,7 +31,7 @@ def stages_of(series: Sequence[Series]) -> list[dict[str, Any]]:
                 terms = [*total, *(terms if len(terms) > 1 or not total else [])]
             for curve in [*terms, *rest]:
                 lines.setdefault((stage, curve.quantity), []).append((one, curve))
-    order = list(dict.fromkeys(stage for stage, _ in lines))
+    order = in_order([list(dict.fromkeys(curve.stage for curve in one.run.curves)) for one in series])
     stages: list[dict[str, Any]] = []
     number = 0
     for stage in order:
@@ -44,6 +44,18 @@ def stages_of(series: Sequence[Series]) -> list[dict[str, Any]]:
                 number += 1
         stages.append({"name": stage, "figures": figures})
     return stages
+
+
+def in_order(runs: Sequence[Sequence[str]]) -> list[str]:
+    """The stages of all runs, once each: one that the runs before do not have follows the one that it followed."""
+    order: list[str] = []
+    for stages in runs:
+        place = 0
+        for stage in stages:
+            if stage not in order:
+                order.insert(place, stage)
+            place = order.index(stage) + 1
+    return order
 
 
 def _in_words(curve: Curve) -> str:

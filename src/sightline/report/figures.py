@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)"} | {line: f"var(--{mark})"
 
 MAX_POINTS = 400
 """Points drawn of one curve; more are averaged in bins of equal width."""
+LONGEST_NAME = 24
+"""Letters of a run's name in a legend."""
 TINY = 128
 """Images up to this side, in pixels, are shown with hard pixels."""
 
@@ -45,7 +48,8 @@ def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> tupl
 
 def curve_svg(lines: Sequence[tuple[str, str, Curve]], prefix: str) -> str:
     """Learning curves of one quantity as an `<svg>` element without size, colours or ids that could clash with the
-    page's own: training as a full line, held-out rows as a dashed one with marks; each step only of a run alone.
+    page's own: training as a full line, held-out rows as a dashed one with marks; each step only of a run alone, and
+    marks on the full line only of several.
 
     Args:
         lines: name, mark and curve of each run; a curve has at least one point.
@@ -73,37 +77,53 @@ def curve_svg(lines: Sequence[tuple[str, str, Curve]], prefix: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
         drawn: list[np.ndarray] = []
         alone = len(lines) == 1
-        for name, mark, curve in lines:
-            colour = LINES[mark]
+        for number, (name, mark, curve) in enumerate(lines):
+            called = _called(name)
+            drawn_as: dict[str, Any] = {"color": LINES[mark], "fillstyle": "none" if mark == "twin" else "full"}
             if curve.train:
                 steps, values = np.array(curve.train).T
                 smoothed = smooth(values)
                 if alone:
-                    axes.plot(*thin(steps, values), color=colour, alpha=0.3, linewidth=0.8)
+                    axes.plot(*thin(steps, values), color=LINES[mark], alpha=0.3, linewidth=0.8)
                 axes.plot(
-                    *thin(steps, smoothed), color=colour, linewidth=1.8, label="training, smoothed" if alone else name
+                    *thin(steps, smoothed),
+                    **drawn_as,
+                    linewidth=1.8,
+                    marker=None if alone else SHAPES[mark],
+                    markersize=5,
+                    markevery=(0.05 * number, 0.25),
+                    label="training, smoothed" if alone else called,
                 )
                 drawn.append(smoothed)
             if curve.validation:
                 steps, values = np.array(curve.validation).T
                 axes.plot(
                     *thin(steps, values),
-                    color=colour,
+                    **drawn_as,
                     linewidth=1.4,
                     linestyle=(0, (4, 2)),
                     marker=SHAPES[mark] if len(values) <= 40 else None,
                     markersize=4,
-                    label="validation" if alone else None if curve.train else name,
+                    label="validation" if alone else None if curve.train else called,
                 )
                 drawn.append(values)
         shown = np.concatenate(drawn)
         if shown.min() > 0 and shown.max() > 20 * shown.min():
             axes.set_yscale("log")
             axes.set_ylabel("log scale")
-        axes.legend(frameon=False, loc="upper right", fontsize=9.5)
+        for text in axes.legend(frameon=False, loc="best", fontsize=9.5).get_texts():
+            text.set_parse_math(False)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # the browser's fonts draw it, not matplotlib's
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), prefix)
+
+
+def _called(name: str) -> str:
+    """A run's name as a legend has room for it; matplotlib leaves out what begins with an underscore."""
+    short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 + 1 :]}"
+    return short.replace("_", "\u200b_", 1) if short.startswith("_") else short
 
 
 def _inline(svg: str, prefix: str) -> str:

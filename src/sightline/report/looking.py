@@ -1,6 +1,7 @@
 """Look at a few pictures with a run's model: its lens, its captions, its gate, what it draws and paints."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from PIL import Image
 from ..data.images import load_image
 from ..data.words import read_word_list
 from ..diagnostics.captions import LONGEST, REQUEST
-from ..diagnostics.cognition import telling
+from ..diagnostics.cognition import tells
 from ..diagnostics.lens import Lens, look, vocabulary_words
 from ..diagnostics.levels import measure_gate
 from ..diagnostics.material import find_case, take
@@ -23,8 +24,9 @@ from ..methods.compose import load_method_class
 from ..paint import paint
 from ..reconstruct import Redrawn, reconstruct
 from .answers import pick_gallery
-from .looks import BY_ITSELF, Look, Looks, Map, Pictured, key_of, read_looks, write_looks
-from .run_folder import Run, read_run, with_first
+from .looks import BY_ITSELF, Look, Looks, Map, Pictured, can_be_read, key_of, read_looks, write_looks
+from .run_folder import Evaluation, Run
+from .series import Series
 
 MOST_QUESTIONS = 200
 """Questions that a gate is asked."""
@@ -32,48 +34,55 @@ T = TypeVar("T")
 
 
 def look_where_missing(
-    runs: Sequence[Path],
+    series: Sequence[Series],
     most: int,
     *,
-    first: str | None = None,
     images_root: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
     """Look at the pictures of the first run's gallery with the model of every run that has not, or not with this one.
 
-    Nothing is done where no picture was evaluated, or none is there any more; a run without a model is passed over.
+    Nothing is done where no picture was evaluated, or none can be read any more; a run without a model is passed over,
+    and so is a blind twin.
 
     Args:
         most: pictures.
-        first: the evaluation that the pictures are of; the first by name by default.
-        images_root: where its images are, if they have moved since.
+        images_root: where the images are, if they have moved since.
+
+    Raises:
+        SightlineError: if a model cannot be loaded, or what is seen cannot be kept in its run folder.
     """
     from rich.console import Console
 
-    own = read_run(runs[0])
-    own = with_first(own, first) if first is not None else own
-    pictures = pictures_of(own, most, images_root)
-    for run in runs if pictures else ():
-        asked = questions_of(run, own.evaluations[0].name, images_root)
-        if not (run / "model").is_dir() or looked(run, [path for _, path in pictures]):
+    pictures = pictures_of(series[0].run, most, images_root)
+    for one in series if pictures else ():
+        run = one.run.path
+        if one.is_twin or not one.run.has_model or looked(run, [path for _, path in pictures]):
             continue
-        Console(stderr=True).print(f"looking at {len(pictures)} pictures with the model of {run}", style="dim")
-        Looker(run, device).look_at(pictures, asked)
+        asked = questions_of(one.beside(series[0].run.evaluations[0].name), images_root)
+        Console(stderr=True).print(
+            f"looking at {len(pictures)} pictures with the model of {run}", style="dim", markup=False, soft_wrap=True
+        )
+        try:
+            Looker(run, device).look_at(pictures, asked)
+        except (SightlineError, OSError) as error:
+            raise SightlineError(
+                f"{error}\nSo '{run}' cannot be looked at. The page of what is there can be written: --pictures 0"
+            ) from None
 
 
 def pictures_of(run: Run, most: int, images_root: Path | None) -> list[tuple[str, Path]]:
-    """The first pictures of a run's gallery that are there, of questions about one; names and files."""
+    """The first pictures of a run's gallery that can be read, of questions about one; names and files."""
     if not run.evaluations:
         return []
     evaluation = run.evaluations[0]
     root = images_root if images_root is not None else Path(evaluation.scores.images_root)
     names = [row.images[0] for row in pick_gallery(evaluation.predictions) if len(row.images) == 1]
-    return [(name, root / name) for name in dict.fromkeys(names) if (root / name).is_file()][:most]
+    return list(islice(((name, root / name) for name in dict.fromkeys(names) if can_be_read(root / name)), most))
 
 
-def questions_of(run: Path, name: str, images_root: Path | None) -> list[Question]:
+def questions_of(evaluation: Evaluation | None, images_root: Path | None) -> list[Question]:
     """The questions of an evaluation about images that are there."""
-    evaluation = next((one for one in read_run(run).evaluations if one.name == name), None)
     if evaluation is None:
         return []
     root = images_root if images_root is not None else Path(evaluation.scores.images_root)
@@ -118,7 +127,7 @@ class Looker:
             issubclass(load_method_class(record["name"]), Redraws) for record in recipe.methods
         )
         drawn = self._tried("Nothing was drawn again", self._redrawn, images) if redraws else None
-        tells = telling(recipe) is not None
+        paints = tells(recipe)
         looks = []
         for number, ((name, path), image) in enumerate(zip(pictures, images, strict=True)):
             looks.append(
@@ -127,10 +136,11 @@ class Looker:
                     self._tried("There is no lens", self._map, number, path, image),
                     self._tried("There are no captions", self._captions, image) or {},
                     self._drawn(number, drawn) if drawn is not None else None,
-                    self._tried("No window was painted", self._painted, number, image) if tells else None,
+                    self._tried("No window was painted", self._painted, number, image) if paints else None,
                 )
             )
-        found = Looks(key_of(self.run, paths), tuple(looks), self._gate(questions), tuple(dict.fromkeys(self.notes)))
+        gate = self._tried("The gate was not asked", self._gate, questions) or {}
+        found = Looks(key_of(self.run, paths), tuple(looks), gate, tuple(dict.fromkeys(self.notes)))
         write_looks(self.run, found, self.images)
         return found
 

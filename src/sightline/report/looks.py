@@ -4,7 +4,6 @@ A page is written from these, also where the model cannot run. `looking` makes t
 """
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from .. import __version__
+from ..data.images import load_image
 from ..diagnostics.lens import Cell
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate
@@ -43,6 +43,10 @@ class Map:
     words: str
     """Its summary."""
 
+    def __post_init__(self) -> None:
+        if self.grid < 1 or len(self.cells) != self.grid**2 or not all(cell.words for cell in self.cells):
+            raise ValueError(f"a map of {self.grid} x {self.grid} tokens, each with words, has {len(self.cells)} cells")
+
 
 @dataclass(frozen=True)
 class Look:
@@ -70,6 +74,12 @@ class Looks:
     """By type of question, all of them first, then by level: the gate's mean weight (AlignGPT)."""
     notes: tuple[str, ...] = ()
     """What could not be looked at, and why."""
+
+    @property
+    def files(self) -> list[str]:
+        """The PNG files beside `looks.json`."""
+        drawn = [one.file for look in self.pictures for one in (look.drawn, look.painted) if one is not None]
+        return [look.map.seen for look in self.pictures if look.map is not None] + drawn
 
 
 def key_of(run: Path, pictures: Sequence[Path]) -> str:
@@ -115,13 +125,18 @@ def png_of(run: Path, name: str) -> Image.Image:
     """A picture beside `looks.json`.
 
     Raises:
-        SightlineError: if it is not there.
+        SightlineError: if it is not there, or damaged.
     """
-    path = run / FOLDER / Path(name).name
+    return load_image(run / FOLDER / Path(name).name)
+
+
+def can_be_read(path: Path) -> bool:
+    """Whether there is a picture in a file, all of it."""
     try:
-        return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
-    except OSError as error:
-        raise SightlineError(f"{path} cannot be read: {error}") from None
+        load_image(path)
+    except SightlineError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

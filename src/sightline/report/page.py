@@ -7,7 +7,7 @@ folders give the same bytes.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from ..files import write_text
 from .answers import shown
 from .curves import stages_of
 from .differences import differences, flat
-from .run_folder import Run, with_first
-from .scores import benchmarks_of, section
+from .run_folder import Run
+from .scores import benchmarks_of, left_over, section
 from .seen import seen_of
 from .series import ALONE, Series, series_of
 
@@ -48,10 +48,12 @@ class Size:
     side: int
     """Pixels of an image."""
     words: int
-    """Of a token of the lens; 0 leaves out everything that was looked at."""
+    """Of a token of the lens."""
+    pictures: int
+    """Looked at with the models."""
 
 
-SIZES = (Size(12, 360, 5), Size(12, 240, 3), Size(8, 180, 1), Size(4, 120, 0))
+SIZES = (Size(12, 360, 5, 12), Size(12, 240, 3, 12), Size(8, 180, 1, 3), Size(4, 120, 1, 1))
 """Tried in turn until the page is small enough."""
 
 
@@ -76,7 +78,7 @@ def write_page(
         out: the file to write; `report.html` in the first run folder by default.
         twin: the run folder of the first one's blind twin, trained the same with blank images.
         title: the page's heading; the runs' names by default.
-        first: the evaluation that the headline and the gallery are of; the first by name by default.
+        first: the evaluation that the headline and the gallery are of; by default the first by name that all runs have.
         images_root: where the evaluated images are, if they have moved since.
         comparisons: claims over seeds to show beside.
 
@@ -84,9 +86,7 @@ def write_page(
         SightlineError: if a folder is no run's, there are too many, there is no such `first` evaluation, or the page
             cannot be written.
     """
-    series = series_of([run, *others], twin)
-    if first is not None:
-        series[0] = replace(series[0], run=with_first(series[0].run, first))
+    series = series_of([run, *others], twin, first)
     title = title or " and ".join(one.run.name if one.name == ALONE else one.name for one in series if not one.is_twin)
     context, page = _context(series, title, comparisons), ""
     for size in SIZES:
@@ -112,7 +112,8 @@ def _render(context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "points": _points}
-    return environment.get_template("page.html.j2").render(context)
+    page = environment.get_template("page.html.j2").render(context)
+    return page.encode("utf-8", "replace").decode("utf-8")  # a name of bytes that are no UTF-8
 
 
 def _percent(share: float) -> str:
@@ -128,6 +129,7 @@ def _context(series: Sequence[Series], title: str, comparisons: Sequence[Claims]
     several = len(series) > 1
     notes = [f"{one.name}: {note}" if several else note for one in series for note in one.run.notes]
     sections = [section(evaluation, series, notes) for evaluation in series[0].run.evaluations]
+    notes += left_over(series)
     return {
         "title": title,
         "series": series,
@@ -151,7 +153,7 @@ def _pictures(context: Mapping[str, Any], images_root: Path | None, size: Size) 
     headline = context["headline"]
     return {
         "gallery": shown(headline, images_root, size.answers, size.side) if headline else [],
-        "seen": seen_of(context["series"], size.side, size.words),
+        "seen": seen_of(context["series"], size.side, size.words, size.pictures),
     }
 
 

@@ -1,7 +1,7 @@
 """Read a run folder for its page. What is missing or broken becomes a note in words; the rest is still shown."""
 
 import json
-import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ..benchmarks.run import read_scores as read_benchmark
 from ..errors import SightlineError, did_you_mean
 from ..evaluation.metrics import Estimate
 from ..evaluation.scores import PREDICTIONS, SCORES, Prediction, Scores, read_predictions, read_scores
-from .looks import Looks, read_looks
+from .looks import FOLDER, Looks, can_be_read, read_looks
 
 PIECES = ("recipe.yaml", "run.json", "metrics.jsonl", "eval", "model")
 NAMED = "loss of "
@@ -127,7 +127,10 @@ def _looks(path: Path, notes: list[str]) -> Looks | None:
     except SightlineError as error:
         notes.append(str(error))
         return None
-    notes += looks.notes if looks is not None else ()
+    if looks is not None:
+        gone = [file for file in looks.files if not can_be_read(path / FOLDER / Path(file).name)]
+        notes += looks.notes
+        notes += [f"Left out, since they cannot be read: {', '.join(gone)} in {path / FOLDER}."] if gone else []
     return looks
 
 
@@ -203,7 +206,7 @@ def _curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
         named = str(row["set"]) if row.get("set") else ""
         for key, value in row.items():
             if key == "loss" or (key.startswith("loss/") and not named):
-                if _is_number(value) and math.isfinite(value):
+                if _is_number(value):
                     quantity = f"{NAMED}{named}" if named else key
                     series = points[row["stage"]].setdefault(quantity, {"train": {}, "validation": {}})
                     series[split][int(row["step"])] = float(value)
@@ -238,4 +241,5 @@ def _loads(text: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is one that a figure can show: finite, as far as a float goes."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -12,14 +12,15 @@ from .run_folder import Evaluation
 from .series import Series
 
 YES_NO = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+ASKED = ("dtype", "max_new_tokens", "decoding")
+"""Settings of an evaluation that change answers; others say where and on what it ran."""
 
 
 def section(evaluation: Evaluation, series: Sequence[Series], notes: list[str]) -> dict[str, Any]:
     """An evaluation of the first run, with a column for each run that answered the same questions.
 
-    The others' evaluation is that of the same name; a blind twin's may have `-blank` after it, as
-    `sightline eval --blank-images` calls it. Differences are an other's score minus the first's, and the first's minus
-    the twin's. `notes` receives why a run is not beside it.
+    Differences are an other's score minus the first's, and the first's minus the twin's. `notes` receives why a run is
+    not beside it, or was asked otherwise.
     """
     columns: list[dict[str, Any]] = [{"series": series[0], "evaluation": evaluation, "difference": None}]
     for one in series[1:]:
@@ -38,6 +39,16 @@ def section(evaluation: Evaluation, series: Sequence[Series], notes: list[str]) 
     }
 
 
+def left_over(series: Sequence[Series]) -> list[str]:
+    """In words, the evaluations of other runs that the first has none for: they are not shown."""
+    notes = []
+    for one in series[1:]:
+        beside = {theirs.name for own in series[0].run.evaluations if (theirs := one.beside(own.name)) is not None}
+        if alone := [f"'{own.name}'" for own in one.run.evaluations if own.name not in beside and not own.is_blank]:
+            notes.append(f"{one.name} has evaluations that {series[0].name} has not, not shown: {', '.join(alone)}.")
+    return notes
+
+
 def benchmarks_of(series: Sequence[Series]) -> list[dict[str, Any]]:
     """Each benchmark that a run has scores of: the score that papers quote, then the others; a cell for each run."""
     found: dict[str, dict[str, Any]] = {}
@@ -54,8 +65,7 @@ def benchmarks_of(series: Sequence[Series]) -> list[dict[str, Any]]:
 
 
 def _theirs(evaluation: Evaluation, series: Series, notes: list[str]) -> dict[str, Any] | None:
-    names = [f"{evaluation.name}-blank", evaluation.name] if series.is_twin else [evaluation.name]
-    theirs = next((e for name in names for e in series.run.evaluations if e.name == name), None)
+    theirs = series.beside(evaluation.name)
     if theirs is None:
         if not evaluation.is_blank:
             notes.append(
@@ -70,6 +80,13 @@ def _theirs(evaluation: Evaluation, series: Series, notes: list[str]) -> dict[st
         return None
     if series.is_twin and not theirs.is_blank:
         notes.append(f"{series.name} was shown the images in its evaluation '{theirs.name}', not blank ones.")
+    for key in ASKED if series.is_twin else (*ASKED, "blank_images"):
+        one, other = theirs.scores.settings.get(key), evaluation.scores.settings.get(key)
+        if one != other and None not in (one, other):
+            notes.append(
+                f"{series.name} was asked otherwise in its evaluation '{theirs.name}', so the difference is not of the "
+                f"models alone: {key} is {one} and not {other}."
+            )
     return {"series": series, "evaluation": theirs, "difference": difference}
 
 
@@ -90,10 +107,10 @@ def _row(name: str, baseline: float, columns: Sequence[Mapping[str, Any]], abili
     return {"name": name, "cells": cells, "baseline": baseline}
 
 
-def _yes_no(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Estimate | None]]]:
-    """A row for each score, a cell for each column."""
+def _yes_no(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Estimate]]]:
+    """A row for each score, a cell for each column; those that answered the same questions have the same scores."""
     blocks = [column["evaluation"].scores.yes_no for column in columns]
-    if blocks[0] is None:
+    if None in blocks:
         return []
     names = {name: name.replace("_", "-").replace("f1", "F1").capitalize() for name in YES_NO}
-    return [(names[key], [getattr(block, key) if block else None for block in blocks]) for key in YES_NO]
+    return [(names[key], [getattr(block, key) for block in blocks]) for key in YES_NO]

@@ -13,17 +13,18 @@ WRITTEN = 8
 """Tokens along a side, up to which a map has room for words."""
 
 
-def seen_of(series: Sequence[Series], side: int, words: int) -> dict[str, Any]:
+def seen_of(series: Sequence[Series], side: int, words: int, most: int) -> dict[str, Any]:
     """What there is to see, by kind; in each a row for every picture, in it an item for every run that has it.
 
     Args:
         side: of a picture, in pixels.
-        words: of each token; 0 for nothing at all.
+        words: of each token.
+        most: pictures.
     """
-    looks = [(one, one.run.looks) for one in series if one.run.looks is not None] if words else []
+    looks = [(one, one.run.looks) for one in series if one.run.looks is not None]
     pictures = list(dict.fromkeys(look.picture for _, found in looks for look in found.pictures))
     found: dict[str, Any] = {"maps": [], "captions": [], "drawn": [], "painted": []}
-    for picture in pictures:
+    for picture in pictures[:most]:
         own = [(one, look) for one, all_of in looks for look in all_of.pictures if look.picture == picture]
         rows = {
             "maps": [_map(one, look.map, side, words) for one, look in own if look.map is not None],
@@ -38,6 +39,7 @@ def seen_of(series: Sequence[Series], side: int, words: int) -> dict[str, Any]:
     return found | {
         "gates": [{"series": one, "levels": list(next(iter(gate.values()))), "rows": gate} for one, gate in gates],
         "any": bool(looks),
+        "left_out": len(pictures[most:]),
     }
 
 
@@ -53,7 +55,6 @@ def _map(series: Series, seen: Map, side: int, words: int) -> dict[str, Any] | N
                 "kind": KINDS[cell.right],
                 "sign": SIGNS[cell.right],
                 "word": cell.word if seen.grid <= WRITTEN else "",
-                "letters": max(4, len(cell.word) + 2),
             }
         )
     rows = [cells[start : start + seen.grid] for start in range(0, len(cells), seen.grid)]

@@ -1,7 +1,10 @@
 """Builds the world's VQ model: a standard `VQModel` of diffusers, whose codes are what VLSA's cognition predicts.
 
-A code stands for 8 x 8 pixels of the low view: twelve rows of twelve, four by four to a cell of the world. Entries of
-the codebook that pictures do not use begin again where some picture is, while there is time to learn.
+A code stands for 16 x 16 pixels of the low view, as a patch of `world:clip` does: six rows of six. Entries of the
+codebook that pictures do not use begin again where some picture is, while there is time to learn.
+
+A first one had twelve rows of twelve and 256 codes. All of them were used, 34 for the plain ground of one picture,
+since what normalises an encoder's channels looks at the whole of it; no language model learned to tell them.
 """
 
 from dataclasses import dataclass
@@ -28,9 +31,9 @@ class VqRecipe:
 
     steps: int = 3000
     seed: int = 0
-    widths: tuple[int, ...] = (16, 32, 64, 64)
+    widths: tuple[int, ...] = (16, 32, 64, 64, 64)
     """Channels at each scale, each half as wide as the one before."""
-    codes: int = 256
+    codes: int = 64
     width: int = 16
     """Of a code's vector."""
     batch: int = 8
