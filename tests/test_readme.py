@@ -47,7 +47,7 @@ def commands(text: str) -> list[list[str]]:
     return [line[1:] for line in lines if line and line[0] == "sightline"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     assert {command[0] for command in found} >= {"demo", "world", "train", "eval", "ask", "report", "recipes"}

@@ -24,9 +24,9 @@ from .files import claim_empty
 ASKED = ("colour", "relation", "reading")
 TRAINED = {"baseline": "world-high", "composed": "world-full"}
 """The tour's runs and their recipes."""
-SIZES = {"train": 1000, "validation": 80, "test": 8, "novel": 8}
-STEPS = {"pretrain": 63, "text": 10, "instruct": 110}
-"""Pictures of the world, and steps of each stage: as many for both runs, fewer than the recipes say."""
+SIZES = {"train": 700, "validation": 70, "test": 8, "novel": 8}
+STEPS, BATCH = {"pretrain": 70, "text": 8, "instruct": 150}, 16
+"""Pictures of the world, and steps of each stage and their rows: as many for both runs, fewer than the recipes say."""
 SHORT_SIZES = {"train": 48, "validation": 16, "test": 8, "novel": 8}
 
 
@@ -89,7 +89,8 @@ def changes(name: str, out: Path, *, short: bool) -> list[str]:
         rows = {"pretrain": "pretrain.noisy.json" if noisy else "pretrain.json", "text": "pretrain.json"}
         said += [f"stages.{number}.data.path={world / rows.get(stage, 'instruct.json')}"]
         said += [f"stages.{number}.steps={2 if short else STEPS[stage]}"]
-        said += [f"stages.{number}.batch_size=8"] if short else []
+        said += [f"stages.{number}.batch_size={8 if short else BATCH}"]
+        said += [f"stages.{number}.workers=1"] if noisy else []  # the baseline's core, once that is done
     last = len(stages) - 1
     said += [f"stages.0.validation.path={world / 'validation.captions.json'}"]
     said += [f"stages.{last}.validation.0.path={world / 'validation.instruct.json'}"]
