@@ -17,7 +17,7 @@ from .data.collate import collate
 from .data.templates import get_template
 from .errors import SightlineError
 from .methods.abilities import Redraws
-from .methods.compose import load_method_class
+from .methods.compose import record_of
 from .models.assemble import Assembly, attach_methods
 from .models.sampling import psnr
 from .runs import recipe_of
@@ -83,7 +83,7 @@ def _opened(run: Path) -> tuple[Recipe, Assembly]:
             f"'{run}' is no run folder: it has no recipe.yaml, which says how images were reconstructed. Give the "
             "folder that `sightline train` wrote."
         )
-    if not any(issubclass(load_method_class(record["name"]), Redraws) for record in recipe.methods):
+    if record_of(recipe.methods, Redraws) is None:
         raise SightlineError(
             f"'{run}' was trained without reconstruction, so nothing can draw what its tokens keep. Train with the "
             "method `reconstruct`: methods=[..., {name: reconstruct}]"

@@ -10,7 +10,6 @@ Source: VLSA, section 3.2.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, bootstrap_interval
 from ..methods.abilities import Task, Tells
 from ..methods.base import Sizes
-from ..methods.compose import build_methods, load_method_class
+from ..methods.compose import build_methods, record_of
 from ..models.codes import Codes
 from ..progress import watched
 from .captions import LONGEST, REQUEST
@@ -90,7 +89,7 @@ def telling(recipe: Recipe | None) -> Tells | None:
     Raises:
         SightlineError: if its VQ model is not where the recipe says.
     """
-    record = _record_of(recipe)
+    record = record_of(recipe.methods if recipe else (), Tells)
     if record is None:
         return None
     (method,) = build_methods([record], Sizes(1, 1, 1, 1)).all
@@ -100,12 +99,7 @@ def telling(recipe: Recipe | None) -> Tells | None:
 
 def tells(recipe: Recipe | None) -> bool:
     """Whether a recipe has such a method, wherever its VQ model is."""
-    return _record_of(recipe) is not None
-
-
-def _record_of(recipe: Recipe | None) -> dict[str, Any] | None:
-    records = recipe.methods if recipe is not None else []
-    return next((record for record in records if issubclass(load_method_class(record["name"]), Tells)), None)
+    return record_of(recipe.methods if recipe else (), Tells) is not None
 
 
 def cells_of(subject: Subject, method: Tells, images: Sequence[Image.Image], seed: int = 0) -> list[Cells]:

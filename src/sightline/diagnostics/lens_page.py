@@ -4,13 +4,10 @@ The file needs nothing beside it: no network, no fonts. Its one script moves bet
 it Tab does. No other script can run on it, whatever a word says.
 """
 
-import base64
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
+from .. import pages
 from ..files import picture_uri, write_text
 from .lens import Cell, Lens
 
@@ -43,27 +40,17 @@ for (const grid of document.querySelectorAll(".cells")) {
 
 def render(lens: Lens, *, title: str) -> str:
     """The page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("sightline", "diagnostics"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cells = [_cell(cell, *divmod(number, lens.grid)) for number, cell in enumerate(lens.cells)]
-    return environment.get_template("lens.html.j2").render(
-        title=title,
-        summary=lens.summary(),
-        judged=bool(lens.judged),
-        padded=any(cell.padding for cell in lens.cells),
-        grid=lens.grid,
-        rows=[cells[start : start + lens.grid] for start in range(0, len(cells), lens.grid)],
-        image=picture_uri(lens.image),
-        script=Markup(ARROWS),
-        script_hash=base64.b64encode(hashlib.sha256(ARROWS.encode()).digest()).decode(),
-    )
+    context = {
+        "title": title,
+        "summary": lens.summary(),
+        "judged": bool(lens.judged),
+        "padded": any(cell.padding for cell in lens.cells),
+        "grid": lens.grid,
+        "rows": [cells[start : start + lens.grid] for start in range(0, len(cells), lens.grid)],
+        "image": picture_uri(lens.image),
+    }
+    return pages.render("diagnostics", "lens.html.j2", context, script=ARROWS)
 
 
 def write_page(lens: Lens, path: Path, *, title: str) -> None:

@@ -175,6 +175,11 @@ def load_method_class(name: str) -> type[AlignmentMethod]:
     return found
 
 
+def record_of(records: Iterable[Mapping[str, Any]], kind: type[AlignmentMethod]) -> Mapping[str, Any] | None:
+    """The record of the first method of a kind, among a recipe's; None where there is none."""
+    return next((record for record in records if issubclass(load_method_class(record["name"]), kind)), None)
+
+
 def build_methods(
     configs: Sequence[Mapping[str, Any]], sizes: Sizes, prefix_tokens: Iterable[str] | None = None
 ) -> Methods:

@@ -56,10 +56,10 @@ def report(
     from .series import series_of
 
     claims = [one for place in comparison or () for one in claims_of(place)]
-    series = series_of(runs, twin, first)  # what is wrong with a folder is said before a model is loaded
     if pictures:
         from .looking import look_where_missing
 
+        series = series_of(runs, twin, first)  # what is wrong with a folder is said before a model is loaded
         look_where_missing(series, pictures, images_root=images, device=pick_device(device))
     typer.echo(str(write_page(*runs, out=out, twin=twin, first=first, images_root=images, comparisons=claims)))
 

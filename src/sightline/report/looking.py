@@ -20,7 +20,7 @@ from ..errors import SightlineError
 from ..evaluation.metrics import Estimate
 from ..evaluation.questions import Question
 from ..methods.abilities import Redraws
-from ..methods.compose import load_method_class
+from ..methods.compose import record_of
 from ..paint import paint
 from ..reconstruct import Redrawn, reconstruct
 from .answers import pick_gallery
@@ -123,9 +123,7 @@ class Looker:
         paths = [path for _, path in pictures]
         images = [load_image(path) for path in paths]
         recipe = self.subject.recipe
-        redraws = recipe is not None and any(
-            issubclass(load_method_class(record["name"]), Redraws) for record in recipe.methods
-        )
+        redraws = recipe is not None and record_of(recipe.methods, Redraws) is not None
         drawn = self._tried("Nothing was drawn again", self._redrawn, images) if redraws else None
         paints = tells(recipe)
         looks = []

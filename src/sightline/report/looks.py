@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -118,7 +117,7 @@ def write_looks(run: Path, looks: Looks, images: Mapping[str, Image.Image]) -> N
     with atomic_folder(run / FOLDER) as work:
         for name, image in images.items():
             image.save(work / name, "PNG", optimize=True)
-        write_json(work / FILE, _plain(asdict(looks)))
+        write_json(work / FILE, asdict(looks))
 
 
 def png_of(run: Path, name: str) -> Image.Image:
@@ -137,10 +136,3 @@ def can_be_read(path: Path) -> bool:
     except SightlineError:
         return False
     return True
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists: what JSON knows."""
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value

@@ -4,19 +4,16 @@ The file needs nothing beside it: no network, no fonts; its one script moves amo
 folders give the same bytes.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ..compare.claims import Claims
 from ..diagnostics.lens_page import ARROWS
 from ..errors import SightlineError
 from ..files import write_text
+from ..pages import render
 from .answers import shown
 from .curves import stages_of
 from .differences import differences, flat
@@ -102,17 +99,8 @@ def write_page(
 
 
 def _render(context: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("sightline", "report/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "points": _points}
-    page = environment.get_template("page.html.j2").render(context)
+    filters = {"percent": _percent, "points": _points}
+    page = render("report/templates", "page.html.j2", context, script=SCRIPT, filters=filters)
     return page.encode("utf-8", "replace").decode("utf-8")  # a name of bytes that are no UTF-8
 
 
@@ -144,8 +132,6 @@ def _context(series: Sequence[Series], title: str, comparisons: Sequence[Claims]
         "versions": {one.name: flat(one.run.info.get("versions")) for one in series},
         "machines": {one.name: flat(one.run.info.get("machine")) for one in series},
         "notes": notes,
-        "script": Markup(SCRIPT),
-        "script_hash": base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
     }
 
 

@@ -70,8 +70,9 @@ def _captions(own: Sequence[tuple[Series, Look]], side: int) -> list[dict[str, A
     """The captions of a picture: a row for each run, and each level of one that has levels."""
     items: list[dict[str, Any] | None] = []
     for series, look in own:
-        uri = _uri(series, look.map.seen, side // 2) if look.map is not None else None
         if look.captions:
+            shown = any(item["uri"] for item in items if item)  # a picture is shown once for all runs
+            uri = _uri(series, look.map.seen, side // 2) if look.map is not None and not shown else None
             items.append({"series": series, "uri": uri, "said": _by_level(look.captions)})
     return items
 

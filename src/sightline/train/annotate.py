@@ -80,8 +80,10 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
                 f"the recipe has no method '{name}'{did_you_mean(name, methods) or '.'} It has: {have}. "
                 f"Add it: methods=[{{name: {name}}}]"
             )
-        read = [method for method in methods.all if method.name in set(methods.columns(stage).values())]
-        for method in [method for method in read if name in (EVERY, method.name)]:
+        read = set(methods.columns(stage).values())
+        for method in methods.all:
+            if method.name not in read or name not in (EVERY, method.name):
+                continue
             sources = [*read_data(stage.data, say), *read_data(stage.validation, say)]
             annotation = method.annotation(Setting(recipe, number, assembly, device, sources, say))
             if annotation is not None and (folder := annotation.compute()) not in folders:
