@@ -4,7 +4,6 @@ Both are of one picture, all that the model sees of the image. They are computed
 a cell.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from ..methods.base import Annotation, Reader, Setting
 from ..models.codes import Codes
 from ..models.diffusion import part_config
-from ..models.digest import digest, facts_name, sight_facts
+from ..models.digest import digest, facts_name, plain, sight_facts
 from ..types import Sample
 from .images import ImageJob, checked_store, run_images
 from .pictures import Picture, PictureWork, Stored
@@ -70,7 +69,7 @@ class Cells(Annotation):
             "side": self.picture.side,
             "blank": self.picture.blank,
         }
-        return json.loads(json.dumps(facts, default=str))
+        return plain(facts)
 
 
 class Encoding(PictureWork):

@@ -6,7 +6,6 @@ Scores are stored; levels follow from them and from where the scores of the stag
 way of cutting can change without computing anything again. Validation rows take the cut points of the training data.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy as np
 from ..data.store import Store
 from ..errors import SightlineError
 from ..methods.base import Setting
-from ..models.digest import facts_name, sight_facts
+from ..models.digest import facts_name, plain, sight_facts
 from ..progress import reading_bar
 from ..types import Sample
 from .images import ImageJob, run_images, world_size
@@ -129,7 +128,7 @@ class PairLevels:
             "own tower": is_own_tower(self.encoder, self.setting),
             **sight_facts(self.setting.assembly.sight),
         }
-        return json.loads(json.dumps(facts, default=str))
+        return plain(facts)
 
     def _measured(self) -> LevelReport:
         scores, scored = self._read()

@@ -30,7 +30,7 @@ from ..errors import SightlineError
 from ..files import write_json, write_text
 from ..methods.base import Setting
 from ..models.backbones import location
-from ..models.digest import facts_name, sight_facts
+from ..models.digest import facts_name, plain, sight_facts
 from ..models.joint import Extractor, JointEncoder, load_joint
 from ..models.scales import resize
 from ..types import Sample
@@ -118,22 +118,18 @@ class PatchWords:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """All that the labels of an image depend on beside its bytes and the sign."""
-        return json.loads(
-            json.dumps(
-                {
-                    "format": FORMAT,
-                    "encoder": encoder_facts(self.encoder, self.extractor),
-                    "own tower": self.is_own,
-                    **sight_facts(self.setting.assembly.sight),
-                    "words": hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest(),
-                    "templates": self.templates,
-                    "top": self.top,
-                    "grid": self.how.grid,
-                    "drawn": None if self.drawn_epochs is None else [asdict(self.how), self.drawn_epochs],
-                },
-                default=str,
-            )
-        )
+        facts = {
+            "format": FORMAT,
+            "encoder": encoder_facts(self.encoder, self.extractor),
+            "own tower": self.is_own,
+            **sight_facts(self.setting.assembly.sight),
+            "words": hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest(),
+            "templates": self.templates,
+            "top": self.top,
+            "grid": self.how.grid,
+            "drawn": None if self.drawn_epochs is None else [asdict(self.how), self.drawn_epochs],
+        }
+        return plain(facts)
 
     @property
     def is_own(self) -> bool:

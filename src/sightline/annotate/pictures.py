@@ -4,7 +4,6 @@ As pixels, made when a row is read; or as latents of a frozen VAE, computed once
 each image and epoch, of the noise that they are mixed with.
 """
 
-import json
 import zlib
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,7 +25,7 @@ from ..data.view import Sight
 from ..errors import ImageError, SightlineError
 from ..methods.base import Annotation, Reader, Setting
 from ..models.diffusion import Latents, part_config, shrinks_by
-from ..models.digest import digest, facts_name, sight_facts
+from ..models.digest import digest, facts_name, plain, sight_facts
 from ..types import ImageSource, Sample
 from .images import ImageJob, ImageWork, checked_store, run_images
 
@@ -113,7 +112,7 @@ class Pictures(Annotation):
             "small": self.picture.small,
             "blank": self.picture.blank,
         }
-        return json.loads(json.dumps(facts, default=str))
+        return plain(facts)
 
 
 class PictureWork(ImageWork):

@@ -29,6 +29,11 @@ def digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
     return found.hexdigest()
 
 
+def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as JSON would give them back, so that those kept and those computed anew can be compared."""
+    return json.loads(json.dumps(facts, default=str))
+
+
 def facts_name(facts: Mapping[str, Any]) -> str:
     """A short name of what something depends on: the same for the same facts, as JSON has them."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -57,4 +62,4 @@ def views_facts(views: Views) -> dict[str, Any]:
 def config_facts(config: PreTrainedConfig) -> dict[str, Any]:
     """A config without what changes nothing of what comes out, as JSON would give it back."""
     values = {key: value for key, value in config.to_dict().items() if key not in NO_MATTER and key[0] != "_"}
-    return json.loads(json.dumps(values, default=str))
+    return plain(values)

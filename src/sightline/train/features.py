@@ -21,7 +21,7 @@ from ..data.features import Features
 from ..data.store import Store
 from ..errors import SightlineError
 from ..models.assemble import Assembly
-from ..models.digest import config_facts, digest, facts_name, pixel_facts, views_facts
+from ..models.digest import config_facts, digest, facts_name, pixel_facts, plain, views_facts
 from ..progress import reading_bar
 from ..types import Sample
 
@@ -71,7 +71,7 @@ def depends_on(assembly: Assembly, recipe: Recipe, number: int, device: torch.de
         "device": device.type,
         "versions": {name: version(name) for name in LIBRARIES},
     }
-    return json.loads(json.dumps(values, sort_keys=True, default=str))
+    return plain(values)
 
 
 def store_folder(recipe: Recipe, facts: dict[str, Any]) -> Path:
