@@ -1,4 +1,4 @@
-"""A toy method that uses every member of the protocol: columns, a slot, a second view, a turn, edits, losses."""
+"""A toy method that uses most members of the protocol: columns, a slot, a second view, a turn, edits, losses."""
 
 from typing import Any
 

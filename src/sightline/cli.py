@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from .paint_cli import paint
 from .reconstruct_cli import reconstruct
 from .report.cli import report
 from .world.cli import app as world
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -233,7 +230,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")] = Path("runs/demo"),
     short: Annotated[bool, typer.Option("--short", help="A few steps only, to see that everything works.")] = False,
 ) -> None:
-    """Do the whole job on the small world: make it, train two stages and a blind twin, evaluate, ask, write a page."""
+    """Do the whole job on the small world: make it, train a baseline and all methods, evaluate, ask, write a page."""
     from .demo import run_demo
 
     typer.echo(str(run_demo(out, short=short)))

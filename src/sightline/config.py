@@ -47,7 +47,7 @@ class Data(Record):
     images: str | None = None
     """The folder of the rows' images; by default `images` beside the file if there is one, else the file's folder."""
     template: str = "vicuna_v1"
-    """How turns become text: `plain` (captions), `vicuna_v1`, `llama-3`, `phi-3`, `gemma`, `chatml`."""
+    """How turns become text: `plain` (captions), `vicuna_v1`, `llama-2`, `llama-3`, `phi-3`, `gemma`, `chatml`."""
     limit: Positive | None = None
     """Use only the first rows."""
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -83,8 +83,8 @@ class Model(Record):
     language: str
     """A causal language model: hub id, local folder, or `world:lm`."""
     connector: Literal["linear", "mlp", "pixel_shuffle", "pool"] = "mlp"
-    """`mlp` is LLaVA-1.5's mlp2x_gelu; `pixel_shuffle` and `pool` give fewer tokens, and are saved as Sightline's own
-    class."""
+    """`linear` is LLaVA's first, `mlp` LLaVA-1.5's mlp2x_gelu; `pixel_shuffle` and `pool` give fewer tokens,
+    and are saved as Sightline's own class."""
     shuffle_factor: Positive | None = None
     """pixel_shuffle: squares of so many patches a side become one token; 2 by default."""
     pooled_grid: Positive | None = None

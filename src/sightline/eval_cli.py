@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 KEY = "OPENAI_API_KEY"
+"""The environment's name for what a judge's endpoint may want."""
 WIDE = 240
 """Columns of a table that no terminal shows."""
-"""The environment's name for what a judge's endpoint may want."""
 
 
 def evaluate(

@@ -111,7 +111,7 @@ def write_all(root: Path) -> Path:
             {"imageName": name, "questions": {"What is A?": {"answerTexts": ["egg", "frog"], "correctAnswer": 1}}},
         )
         picture(place / "images" / name)
-    (place / "ai2d_test_ids.csv").write_text("1\n")
+    (root / "ai2d" / "ai2d_test_ids.csv").write_text("1\n")
 
     place = root / "seed"
     both = {

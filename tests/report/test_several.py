@@ -221,7 +221,8 @@ def test_benchmarks_stand_on_the_page(runs, tmp_path):
     (run / "eval" / "broken" / "answers.jsonl").write_text("")
     (run / "eval" / "broken" / "scores.json").write_text("{}")
     _, outline = write(run)
-    assert "POPE best, n = 9 87.5" in outline.text and "MME best, n = 9 1234.5" in outline.text and "MME part" in outline.text
+    assert "POPE best, n = 9 87.5" in outline.text and "MME best, n = 9 1234.5" in outline.text
+    assert "MME part" in outline.text
     assert "Benchmark 'broken' is left out" in outline.text and "Evaluation 'pope'" not in outline.text
     shutil.rmtree(run / "eval" / "test")
     assert "MME, POPE have been scored, and The model has no evaluation on a question file yet" in write(run)[1].text

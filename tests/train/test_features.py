@@ -157,7 +157,7 @@ def test_two_stages_share_what_is_equal(tiny: dict[str, Path], data: Path, capsy
     stages = [recipe(tiny, data).stages[0].model_dump(), chats]
     live = run(recipe(tiny, data, "live", stages=stages), capsys)
     folders, said = annotate(recipe(tiny, data, stages=stages))
-    assert len(folders) == 1 and "stages a, b: features of 12 images, 2.06 kB each, take 24.7 kB" in said
+    assert len(folders) == 1 and "stages a, b: features of 12 images, 2.1 kB each, take 25.2 kB" in said
     cached = run(recipe(tiny, data, "cached", stages=stages), capsys)
     assert cached[2].count("tower features read from") == 2
     torch.testing.assert_close(cached[0], live[0], atol=1e-5, rtol=1e-4)
@@ -439,7 +439,7 @@ def test_a_methods_views_and_edits(tiny: dict[str, Path], data: Path, capsys: py
     changes = {"methods": [{"name": "toy:Toy"}], "stage": stage}
     live = run(recipe(tiny, data, "live", **changes), capsys, columns=columns)
     (folder,), said = annotate(recipe(tiny, data, **changes))
-    assert "4.11 kB each" in said, "two views of 16 patches, 32 wide, in fp32"
+    assert "4.16 kB each" in said, "two views of 16 patches, 32 wide, in fp32, and where they are"
     key = image_key(data / "images" / "3.png")
     assert key is not None and Store(folder).read(key)["patches"].shape == (2, 16, 32)
     cached = run(recipe(tiny, data, "cached", **changes), capsys, columns=columns)
@@ -478,7 +478,7 @@ def test_a_method_that_reads_pixels_gets_them(
 
 def test_room_on_the_disk(tiny: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 20_000))
-    with pytest.raises(SightlineError, match=r"needs 24\.7 kB and its disk has 20 kB\. Nothing was computed"):
+    with pytest.raises(SightlineError, match=r"needs 25\.2 kB and its disk has 20 kB\. Nothing was computed"):
         annotate(recipe(tiny, data))
     assert not list(Path(recipe(tiny, data).annotations).rglob("*.safetensors"))
 

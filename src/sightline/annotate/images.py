@@ -25,7 +25,7 @@ from torch import Tensor
 from ..data.features import image_bytes, image_key, image_name, remembered_key
 from ..data.images import load_image
 from ..data.sources.base import EmbeddedImage
-from ..data.store import Shard, Store
+from ..data.store import END_BYTES, KEY_BYTES, Shard, Store
 from ..errors import ImageError, SightlineError
 from ..files import write_json
 from ..progress import reading_bar
@@ -328,7 +328,8 @@ def _bytes_of(job: ImageJob, place: Place) -> int:
     except ImageError:
         views = 1
     values = work.encode(filled(no_views(work), work.batch))
-    return views * sum(value[:1].numel() * value.element_size() for value in values.values())
+    of_a_view = sum(value[:1].numel() * value.element_size() for value in values.values())
+    return views * of_a_view + KEY_BYTES + len(values) * END_BYTES
 
 
 def world_size() -> int:

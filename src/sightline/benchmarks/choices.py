@@ -36,14 +36,13 @@ def scienceqa(root: Path) -> list[Item]:
 
 
 def ai2d(root: Path) -> list[Item]:
-    """The test split, or every question where the list of its images is not there."""
+    """The test split: questions about the images in its list."""
     base = folder(root, "ai2d")
-    listed_ids = sorted(base.glob("ai2d_test_ids.csv"))
-    wanted = set(listed_ids[0].read_text(encoding="utf-8").split()) if listed_ids else None
+    test = set(first(root, "ai2d_test_ids.csv", "ai2d/ai2d_test_ids.csv").read_text(encoding="utf-8").split())
     items = []
     for path in sorted((base / "questions").glob("*.json")) or [first(base, "questions/*.json")]:
         content = load(path)
-        if wanted is not None and Path(content["imageName"]).stem not in wanted:
+        if Path(content["imageName"]).stem not in test:
             continue
         picture = image(base / "images" / content["imageName"], path.name)
         for asked, entry in content["questions"].items():

@@ -29,6 +29,8 @@ from .sources.files import reading
 
 ENDS = ".ends"
 """Beside each tensor of a shard, where the values of each key end in it."""
+KEY_BYTES, END_BYTES = 32, 8
+"""Of a key in the index, and of an end, beside the values."""
 OPEN = 64
 """Shards that a process keeps mapped."""
 
@@ -144,7 +146,7 @@ class Store:
     def plan(self, keys: Sequence[str], rows: int) -> None:
         """Fix the shards of new keys: `rows` each, in order, the last one what is left."""
         digests = torch.tensor(bytearray(b"".join(bytes.fromhex(key) for key in keys)), dtype=torch.uint8)
-        data = save({"keys": digests.view(-1, 32), "rows": torch.tensor([rows])})
+        data = save({"keys": digests.view(-1, KEY_BYTES), "rows": torch.tensor([rows])})
         name = hashlib.sha256(data).hexdigest()
         path = _write(self.folder, f"{name[:12]}-index", data)
         self.shards += _read_index(path)

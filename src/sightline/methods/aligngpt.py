@@ -71,7 +71,8 @@ class AlignGPTConfig(MethodConfig):
     scope: Literal["all", "source"] = "all"
     """Whether all pairs are ranked together, or those of each file."""
     similarity: str | None = None
-    """A file with scores that are there already, instead of `sightline annotate --method aligngpt`."""
+    """A file with scores that are there already, or `rows`, a field of the data, instead of `sightline annotate
+    --method aligngpt`."""
 
     @field_validator("mode")
     @classmethod

@@ -13,7 +13,7 @@
 
 Attention is torch's fused one: no memory that grows with the square of the length. FSDP divides weights, gradients and
 optimizer by the number of processes; a frozen tower stays whole in each. Not counted: fragmentation, NCCL's buffers,
-what methods keep, and padding (the rows are taken at equal length). AdamW is taken to be fused, without temporaries.
+and padding (the rows are taken at equal length). AdamW is taken to be fused, without temporaries.
 """
 
 from collections.abc import Mapping

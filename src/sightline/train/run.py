@@ -7,6 +7,8 @@ dropped.jsonl   rows that a policy left out or shortened
 checkpoints/    where the run can be taken up again
 stages/<name>/  the model after a stage that asks to be kept
 model/          the finished model
+
+train_only.safetensors beside it has what methods need for training alone, and trackers.json what trackers go on with.
 """
 
 import os

@@ -7,7 +7,7 @@
     claims      what a text states of a scene, and captions of graded noise
     make        a folder in LLaVA's formats, ready for training and evaluation
     sheet       a contact sheet to look at
-    backbones   CLIPs and language models trained on it, saved in the standard way
+    backbones   CLIPs, language models, a VAE, a denoiser and a VQ model trained on it, saved in the standard way
     build_*     how they are trained; measure_* what they know; thresholds what they must know
 
 Importing this package costs nothing: torch, numpy and Pillow are loaded by the modules that need them.
@@ -34,7 +34,7 @@ class Backbone(StrEnum):
     lm = "lm"
     """A language model that binds words and knows the world's facts."""
     lm_small = "lm-small"
-    """The same, a third of its size."""
+    """The same, two fifths of its size."""
     vae = "vae"
     """Pictures as latents, for reconstruction."""
     denoiser = "denoiser"

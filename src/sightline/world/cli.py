@@ -114,7 +114,7 @@ LINE_EVERY = 30.0
 @app.command()
 def build(
     backbone: Annotated[
-        Backbone, typer.Argument(help="CLIPs, language models, a VAE, a denoiser; see `docs/world.md`.")
+        Backbone, typer.Argument(help="CLIPs, language models, a VAE, a denoiser, a VQ model; see `docs/world.md`.")
     ],
     out: Annotated[Path | None, typer.Option(help="A new or empty folder.", show_default="backbones/NAME")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the initial weights and the training data.")] = 0,
