@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightline.world.make import make_world
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -119,3 +121,16 @@ def test_the_first_token_is_timed_part_by_part(tmp_path: Path) -> None:
         assert {"tower", "connector", "decoder"} <= parts.keys()
     assert result["arms"][1]["seconds"]["perceiver"] > 0 and result["off a line"] < 0.01
     assert "| 36 |" in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_recipes_are_timed_beside_each_other(tmp_path: Path) -> None:
+    make_world(tmp_path / "data" / "world-high", view="high", train=64, validation=8, test=1, novel=1)
+    names, out = ["world-high", "world-perceiver"], tmp_path / "times.json"
+    sizes = ["--turns", "2", "--steps", "2", "--asked", "8", "--out", str(out)]
+    command = [sys.executable, str(BENCHMARKS / "recipe_times.py"), *names, *sizes]
+    subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    first, second = json.loads(out.read_text(encoding="utf-8"))["recipes"]
+    assert [first["recipe"], second["recipe"]] == names and first["step"]["times"] == 1
+    for what in ("step", "answer"):
+        assert second[what]["seconds"] > 0 and second[what]["low"] <= second[what]["times"] <= second[what]["high"]
+    assert "| world-perceiver |" in out.with_suffix(".md").read_text(encoding="utf-8")
