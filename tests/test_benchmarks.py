@@ -126,7 +126,7 @@ def test_the_first_token_is_timed_part_by_part(tmp_path: Path) -> None:
 def test_recipes_are_timed_beside_each_other(tmp_path: Path) -> None:
     make_world(tmp_path / "data" / "world-high", view="high", train=64, validation=8, test=1, novel=1)
     names, out = ["world-high", "world-perceiver"], tmp_path / "times.json"
-    sizes = ["--turns", "2", "--steps", "2", "--asked", "8", "--out", str(out)]
+    sizes = ["--turns", "1", "--steps", "2", "--asked", "8", "--out", str(out)]
     command = [sys.executable, str(BENCHMARKS / "recipe_times.py"), *names, *sizes]
     subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     first, second = json.loads(out.read_text(encoding="utf-8"))["recipes"]

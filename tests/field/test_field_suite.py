@@ -238,6 +238,18 @@ def test_files_that_are_not_a_benchmarks_own(tmp_path: Path, spoil, message: str
         items_of(BENCHMARKS["vizwiz"], tmp_path)
 
 
+def test_ai2d_wants_the_list_of_its_test_split(tmp_path: Path):
+    place = write_all(tmp_path) / "ai2d"
+    listed = place / "ai2d_test_ids.csv"
+    before = items_of(BENCHMARKS["ai2d"], tmp_path)
+    assert len(before) == 1, "two are there, one is listed"
+    listed.rename(place / "ai2d" / listed.name)
+    assert items_of(BENCHMARKS["ai2d"], tmp_path) == before
+    (place / "ai2d" / listed.name).unlink()
+    with pytest.raises(SightlineError, match=r"ai2d: .* has none of: ai2d_test_ids\.csv"):
+        items_of(BENCHMARKS["ai2d"], tmp_path)
+
+
 def test_names(root: Path):
     assert {each.name for each in there(["all"], root)} == set(BENCHMARKS)
     with pytest.raises(SightlineError, match="no benchmark 'poppe'; did you mean 'pope'"):
