@@ -229,9 +229,19 @@ def test_benchmarks_stand_on_the_page(runs, tmp_path):
 
 
 def test_claims_over_seeds_are_shown_beside(runs):
-    claims = Claims("toy", "accuracy", 100, 10, 0.95, 0.02, (Claim("a", "b", 0.03, -0.01, 0.07, "no <more>"),))
+    claims = Claims(
+        "toy",
+        "accuracy",
+        100,
+        10,
+        0.95,
+        0.02,
+        {"b": "base", "a": "mine", "c": "mine"},
+        (Claim("a", "b", 0.03, -0.01, 0.07, "no <more>"),),
+    )
     _, outline = write(runs[0], comparisons=[claims])
     assert "What seeds say" in outline.text and "a less b" in outline.text and "no <more>" in outline.text
+    assert "Arms: b (base); a, c (mine)." in outline.text
     assert "+3.0 points (−1.0 to +7.0):" in outline.text and "10 seeds for each arm" in outline.text
     assert "What seeds say" not in write(runs[0])[1].text
 

@@ -1,7 +1,7 @@
 """What a comparison claims, in a few numbers: what a page shows beside a single run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class Claims:
     """Confidence of each interval."""
     smallest_effect: float
     """By the plan."""
+    recipes: Mapping[str, str]
+    """Of each arm, as the plan names it; arms may change it."""
     claims: tuple[Claim, ...]
 
 
@@ -71,9 +73,9 @@ def read_claims(folder: Path) -> Claims:
         level = d.level
     outcome = results.primary
     questions = max(arm.questions for arm in outcome.arms)
-    return Claims(
-        plan.name, outcome.outcome.label, questions, len(plan.seeds), level, plan.smallest_effect, tuple(found)
-    )
+    recipes = {arm.name: str(arm.recipe) for arm in plan.arms}
+    label, effect = outcome.outcome.label, plan.smallest_effect
+    return Claims(plan.name, label, questions, len(plan.seeds), level, effect, recipes, tuple(found))
 
 
 def write_shipped(claims: Sequence[Claims], path: Path = SHIPPED) -> None:
