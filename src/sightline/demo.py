@@ -102,8 +102,8 @@ def changes(name: str, out: Path, *, short: bool) -> list[str]:
 def seeds_say() -> list[str]:
     """The first claim of each comparison that ships."""
     return [
-        f"{one.name}: {one.claims[0].a} less {one.claims[0].b} {100 * one.claims[0].difference:+.1f} points "
-        f"({100 * one.claims[0].low:+.1f} to {100 * one.claims[0].high:+.1f}), {one.seeds} seeds"
+        f"{one.name}: {one.claims[0].a} less {one.claims[0].b} {100 * one.claims[0].difference:+z.1f} points "
+        f"({100 * one.claims[0].low:+z.1f} to {100 * one.claims[0].high:+z.1f}), {one.seeds} seeds"
         for one in read_shipped()
     ]
 

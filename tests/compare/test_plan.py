@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sightline.compare.checks import check_plan
 from sightline.compare.draft import draft_plan
-from sightline.compare.folder import jobs_of, open_comparison
+from sightline.compare.folder import begun_comparison, jobs_of, open_comparison
 from sightline.compare.read import arm_recipe, load_plan, parse_plan, plan_hash
 from sightline.data.order import Order
 from sightline.errors import SightlineError
@@ -203,8 +203,9 @@ def test_a_plan_that_changed_is_refused(folder: Path, changes: dict):
 
 def test_its_copy_its_recipes_and_its_questions_may_not_change_either(folder: Path, tiny, pictures: Path):
     out = folder / "out"
-    begin(plan_values(folder), out)
+    comparison = begin(plan_values(folder), out)
     write_recipe(folder / "base.yaml", tiny, pictures, max_length=1024)
+    assert begun_comparison(comparison.plan, out)[0] == comparison, "what is there can be read all the same"
     with pytest.raises(SightlineError, match=r"recipes that the plan names are others .*: baseline, no-stage-1, blind"):
         begin(plan_values(folder), out)
     write_recipe(folder / "base.yaml", tiny, pictures)

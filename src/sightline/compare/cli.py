@@ -59,7 +59,7 @@ def compare(
     part = parse_shard(shard)
     from .checks import check_plan
     from .draft import SMALLEST_EFFECT, draft_plan
-    from .folder import jobs_of, open_comparison
+    from .folder import begun_comparison, jobs_of, open_comparison
     from .progress import Watch
     from .read import load_plan
     from .report import write_results
@@ -95,17 +95,20 @@ def compare(
                 "the plan before its first run."
             )
     plan = load_plan(path)
-    material = check_plan(plan)
     folder, jobs = out or Path("comparisons") / plan.name, jobs_of(plan)
     command = shlex.join(["sightline", "compare", str(path), *(["--out", str(out)] if out is not None else [])])
     if only_plan:
+        check_plan(plan)
         typer.echo(f"{path} is a plan of {len(jobs)} runs; nothing was run. Carry it out: {command}", err=True)
         return
     if only_report and not (folder / "plan.json").is_file():
         raise SightlineError(
             f"no comparison was begun in '{folder}', so there is nothing to report. Begin it: {command}"
         )
-    comparison = open_comparison(plan, path.read_text(encoding="utf-8"), material, folder)
+    if only_report:  # rows can be read where recipes and data have changed since, or have gone
+        comparison, _ = begun_comparison(plan, folder)
+    else:
+        comparison = open_comparison(plan, path.read_text(encoding="utf-8"), check_plan(plan), folder)
     typer.echo(f"{sum(map(comparison.done, jobs))} of {len(jobs)} runs are done; the folder is {folder}", err=True)
     failures: list[SightlineError] = []
     if not only_report:

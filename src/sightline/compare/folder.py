@@ -181,7 +181,7 @@ def open_comparison(plan: Plan, text: str, material: Material, out: Path) -> Com
     Raises:
         SightlineError: if the folder holds something else, or if anything of the plan changed since it began.
     """
-    digest, place = plan_hash(plan), out / "plan.json"
+    place = out / "plan.json"
     if (
         out.exists()
         and not (out.is_dir() and all(map(_beginning, out.iterdir())))
@@ -190,33 +190,47 @@ def open_comparison(plan: Plan, text: str, material: Material, out: Path) -> Com
         raise SightlineError(
             f"'{out}' is there and is no comparison that was begun, so nothing was run. Name another folder with --out."
         )
-    facts = {"plan": digest, **asdict(material)}
+    facts = {"plan": plan_hash(plan), **asdict(material)}
     if not place.is_file():
         write_text(out / "plan.yaml", text)
         write_text(out / ".gitignore", "runs/\nlogs/\nlocks/\n")
         _write_once(place, {**facts, "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "sightline": __version__})
-    try:
-        begun = json.loads(place.read_text(encoding="utf-8"))
-        copy = plan_hash(load_plan(out / "plan.yaml"))
-        then = (begun["plan"], begun["recipes"], begun["questions"], begun["files"], begun["began"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SightlineError(f"cannot tell with which plan '{out}' was begun: {error}. Restore it.") from None
-    anew = (
-        f"Restore it, or start anew: give the plan another `name`, or another folder with --out. See {out}/plan.yaml."
-    )
-    if not digest == begun["plan"] == copy:
-        raise SightlineError(
-            f"the plan is another one than the one that was begun in '{out}' on {then[-1]}. A plan that changes once "
-            f"there are results proves nothing, so nothing was run. {anew}"
-        )
-    for what, now in (("recipes", material.recipes), ("questions", material.questions), ("files", material.files)):
+    comparison, begun = begun_comparison(plan, out)
+    for what, now in asdict(material).items():
         changed = [name for name in now if begun[what].get(name) != now[name]]
         if changed:
             raise SightlineError(
-                f"{what} that the plan names are others than on {then[-1]}, when '{out}' was begun: "
-                f"{', '.join(changed)}. Runs before and after could not be compared, so nothing was run. {anew}"
+                f"{what} that the plan names are others than on {begun['began']}, when '{out}' was begun: "
+                f"{', '.join(changed)}. Runs before and after could not be compared, so nothing was run. {anew(out)}"
             )
-    return Comparison(plan, out, digest)
+    return comparison
+
+
+def begun_comparison(plan: Plan, out: Path) -> tuple[Comparison, dict[str, Any]]:
+    """The comparison of a plan in a folder where it was begun, whatever has become of its recipes and data since; and
+    what they were.
+
+    Raises:
+        SightlineError: if it was not begun there, or with another plan.
+    """
+    try:
+        begun = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        copy, digest = plan_hash(load_plan(out / "plan.yaml")), plan_hash(plan)
+        then = {key: begun[key] for key in ("plan", "recipes", "questions", "files", "began")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SightlineError(f"cannot tell with which plan '{out}' was begun: {error}. Restore it.") from None
+    if not digest == then["plan"] == copy:
+        raise SightlineError(
+            f"the plan is another one than the one that was begun in '{out}' on {then['began']}. A plan that changes "
+            f"once there are results proves nothing, so nothing was run. {anew(out)}"
+        )
+    return Comparison(plan, out, digest), then
+
+
+def anew(out: Path) -> str:
+    """What to do where something changed."""
+    how = "give the plan another `name`, or another folder with --out"
+    return f"Restore it, or start anew: {how}. See {out}/plan.yaml."
 
 
 @contextmanager

@@ -189,13 +189,13 @@ def _span(interval: Interval, *, points: bool) -> str:
     if interval.sd == 0:
         return "unknown: all seeds alike"
     if points:
-        return f"{100 * max(-1, interval.low):+.2f} to {_points(min(1, interval.high), sign=True)}"
+        return f"{100 * max(-1, interval.low):+z.2f} to {_points(min(1, interval.high), sign=True)}"
     return f"{max(0, interval.low):.1%} to {min(1, interval.high):.1%}"
 
 
 def _points(value: float, *, sign: bool = False) -> str:
     """A difference of accuracies in points, which no percentage is mistaken for."""
-    return f"{100 * value:+.2f} points" if sign else f"{100 * value:.3g} points"
+    return f"{100 * value:+z.2f} points" if sign else f"{100 * value:.3g} points"
 
 
 def _or_unknown(value: float | None, show) -> str:

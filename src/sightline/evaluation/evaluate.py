@@ -106,8 +106,8 @@ def scores_table(scores: Scores, comparison: Comparison | None = None, *, agains
         cells.append(f"{baseline:.1%}")
         if difference is not None:
             cells += [
-                f"{100 * difference.value:+.1f}",
-                f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
+                f"{100 * difference.value:+z.1f}",
+                f"{100 * difference.low:+z.1f} to {100 * difference.high:+z.1f}",
             ]
         table.add_row(*cells, style=style)
 

@@ -109,7 +109,7 @@ def _percent(share: float) -> str:
 
 
 def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}".replace("-", "−")
+    return f"{100 * difference:+z.1f}".replace("-", "−")
 
 
 def _context(series: Sequence[Series], title: str, comparisons: Sequence[Claims]) -> dict[str, Any]:
