@@ -103,7 +103,7 @@ def seeds_say() -> list[str]:
     """The first claim of each comparison that ships."""
     return [
         f"{one.name}: {one.claims[0].a} less {one.claims[0].b} {100 * one.claims[0].difference:+z.1f} points "
-        f"({100 * one.claims[0].low:+z.1f} to {100 * one.claims[0].high:+z.1f}), {one.seeds} seeds"
+        f"({100 * one.claims[0].low:+z.1f} to {100 * one.claims[0].high:+z.1f}), {one.outcome}, {one.seeds} seeds"
         for one in read_shipped()
     ]
 

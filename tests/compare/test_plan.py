@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from sightline.cli import app
 from sightline.compare.checks import check_plan
 from sightline.compare.draft import draft_plan
 from sightline.compare.folder import begun_comparison, jobs_of, open_comparison
@@ -192,6 +194,18 @@ def test_a_plan_is_kept_with_its_hash_before_the_first_run(folder: Path):
     assert begin(plan_values(folder), folder / "out") == comparison, "the same plan goes on"
 
 
+@pytest.mark.parametrize("spoiled", ["[]", "{", '{"plan": 1}', '{"plan": 1, "began": 1, "recipes": null}'])
+def test_a_record_that_was_spoiled_is_named(folder: Path, spoiled: str):
+    begin(plan_values(folder), folder / "out")
+    (folder / "out" / "plan.json").write_text(spoiled)
+    with pytest.raises(SightlineError, match=r"cannot tell with which plan '.*out' was begun"):
+        begin(plan_values(folder), folder / "out")
+    record = {"plan": 1, "began": 1, "recipes": None, "questions": {}, "files": {}}
+    (folder / "out" / "plan.json").write_text(json.dumps(record))
+    with pytest.raises(SightlineError, match="its recipes, questions, files should be named"):
+        begin(plan_values(folder), folder / "out")
+
+
 @pytest.mark.parametrize("changes", [{"seeds": [0, 1, 2, 3]}, {"smallest_effect": 0.01}, {"tuning": None}])
 def test_a_plan_that_changed_is_refused(folder: Path, changes: dict):
     begin(plan_values(folder), folder / "out")
@@ -206,6 +220,9 @@ def test_its_copy_its_recipes_and_its_questions_may_not_change_either(folder: Pa
     comparison = begin(plan_values(folder), out)
     write_recipe(folder / "base.yaml", tiny, pictures, max_length=1024)
     assert begun_comparison(comparison.plan, out)[0] == comparison, "what is there can be read all the same"
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan_values(folder)))
+    read = CliRunner().invoke(app, ["compare", str(folder / "plan.yaml"), "--report", "--out", str(out)])
+    assert read.exit_code == 0 and (out / "results.md").is_file(), read.output
     with pytest.raises(SightlineError, match=r"recipes that the plan names are others .*: baseline, no-stage-1, blind"):
         begin(plan_values(folder), out)
     write_recipe(folder / "base.yaml", tiny, pictures)

@@ -137,6 +137,18 @@ def test_what_was_looked_at_is_shown_with_its_words(runs):
     assert "Nothing was looked at" not in outline.text and "Nothing was looked at" in write(runs[0])[1].text
 
 
+@pytest.mark.parametrize("without", [(), (0,), (1,), (0, 1)])
+def test_a_picture_stands_once_beside_its_captions_where_any_run_has_it(runs, tmp_path, without: tuple[int, ...]):
+    copies = [Path(shutil.copytree(runs[0], tmp_path / f"copy{number}")) for number in range(2)]
+    looks, files = looks_of("3.png", grid=2)
+    for number, copy in enumerate(copies):
+        one = replace(looks.pictures[0], map=None) if number in without else looks.pictures[0]
+        write_looks(copy, replace(looks, pictures=(one,)), files)
+    _, outline = write(*copies)
+    shown = [tag for tag in outline.all("img") if tag["alt"] == "3.png"]
+    assert len(shown) == (0 if len(without) == 2 else 1)
+
+
 def test_a_large_lens_makes_no_large_page(runs, tmp_path):
     """Of four runs with 27 x 27 tokens each, and photographs that do not compress."""
     copies = [Path(shutil.copytree(runs[0], tmp_path / f"copy{number}")) for number in range(4)]
@@ -244,6 +256,8 @@ def test_claims_over_seeds_are_shown_beside(runs):
     assert "Arms: b (base); a, c (mine)." in outline.text
     assert "+3.0 points (−1.0 to +7.0):" in outline.text and "10 seeds for each arm" in outline.text
     assert "What seeds say" not in write(runs[0])[1].text
+    nothing = Claims("toy", "accuracy", 9, 2, 0.95, 0.02, {}, (Claim("a", "b", -1e-5, -0.01, 0.01, "none"),))
+    assert "+0.0 points" in write(runs[0], comparisons=[nothing])[1].text, "no -0.0"
 
 
 def test_what_claims_nothing_is_refused(runs, tmp_path):

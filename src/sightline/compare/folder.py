@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +31,7 @@ from .read import load_plan, plan_hash
 
 BEGINNING = ("plan.yaml", ".gitignore", ".plan.yaml.*", "..gitignore.*", ".plan.json.*", "..plan.json.*")
 """What is there while a comparison begins, or was killed as it began."""
+MATERIAL = tuple(field.name for field in fields(Material))
 Row = dict[str, Any]
 """What a finished run leaves; see `work.finish`."""
 
@@ -216,7 +217,9 @@ def begun_comparison(plan: Plan, out: Path) -> tuple[Comparison, dict[str, Any]]
     try:
         begun = json.loads((out / "plan.json").read_text(encoding="utf-8"))
         copy, digest = plan_hash(load_plan(out / "plan.yaml")), plan_hash(plan)
-        then = {key: begun[key] for key in ("plan", "recipes", "questions", "files", "began")}
+        then = {key: begun[key] for key in ("plan", "began", *MATERIAL)}
+        if not all(isinstance(then[key], dict) for key in MATERIAL):
+            raise TypeError(f"its {', '.join(MATERIAL)} should be named")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SightlineError(f"cannot tell with which plan '{out}' was begun: {error}. Restore it.") from None
     if not digest == then["plan"] == copy:
