@@ -101,11 +101,11 @@ def compare(
         check_plan(plan)
         typer.echo(f"{path} is a plan of {len(jobs)} runs; nothing was run. Carry it out: {command}", err=True)
         return
-    if only_report and not (folder / "plan.json").is_file():
-        raise SightlineError(
-            f"no comparison was begun in '{folder}', so there is nothing to report. Begin it: {command}"
-        )
     if only_report:  # rows can be read where recipes and data have changed since, or have gone
+        if not (folder / "plan.json").is_file():
+            raise SightlineError(
+                f"no comparison was begun in '{folder}', so there is nothing to report. Begin it: {command}"
+            )
         comparison, _ = begun_comparison(plan, folder)
     else:
         comparison = open_comparison(plan, path.read_text(encoding="utf-8"), check_plan(plan), folder)

@@ -32,6 +32,7 @@ from .read import load_plan, plan_hash
 BEGINNING = ("plan.yaml", ".gitignore", ".plan.yaml.*", "..gitignore.*", ".plan.json.*", "..plan.json.*")
 """What is there while a comparison begins, or was killed as it began."""
 MATERIAL = tuple(field.name for field in fields(Material))
+"""What `plan.json` has the hashes of."""
 Row = dict[str, Any]
 """What a finished run leaves; see `work.finish`."""
 
