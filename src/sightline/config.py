@@ -185,10 +185,10 @@ class Stage(Record):
     """Largest norm of the gradient; null to leave it alone."""
     non_finite: Literal["raise", "skip"] = "raise"
     """What becomes of a step whose loss or gradient is not finite: `skip` leaves the model as it is, and counts it."""
-    weights: dict[str, float] = {}
+    weights: dict[str, Rate] = {}
     """Weights of losses by name. A method's loss counts in the stages that name it. A kind of token named here gets a
     mean of its own; the others share one."""
-    final_weights: dict[str, float] = {}
+    final_weights: dict[str, Rate] = {}
     """What some of these weights are at the end of the stage: they go there in a straight line."""
     validate_every: Positive | None = None
     """Steps between validations, the first before any step; by default ten in a stage."""

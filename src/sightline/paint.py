@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .config import Recipe
 from .data.windows import UNREAD, Window
-from .diagnostics.cognition import believed, cells_of, telling
 from .diagnostics.subject import Subject
+from .diagnostics.telling import believed, cells_of, taught, telling
 from .errors import SightlineError
 from .methods.abilities import Task, Tells
 from .models.codes import Codes
@@ -91,7 +91,7 @@ def paint(
     Raises:
         SightlineError: if there is no such method, or the window is not inside the image.
     """
-    method = telling(recipe or subject.recipe)
+    method = telling(recipe) if recipe is not None else taught(subject)
     if method is None:
         raise SightlineError(
             "nothing says how the model was asked for codes and colours: it is of no run whose recipe has the method "

@@ -1,6 +1,9 @@
 """What a run folder tells of its run."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .config import Recipe, load_recipe
 
@@ -11,8 +14,25 @@ def recipe_of(run: str | Path) -> Recipe | None:
     Raises:
         SightlineError: if there is one that cannot be read.
     """
+    file = _folder_of(run) / "recipe.yaml"
+    return load_recipe(file) if file.is_file() else None
+
+
+def annotations_of(run: str | Path) -> Mapping[str, Mapping[str, Any]]:
+    """By stage and method, what the annotations depend on that a run was trained with; empty where it is not said."""
+    return read_facts(_folder_of(run)).get("annotations", {})
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """A run folder's `run.json`; empty if there is none that can be read."""
+    try:
+        known = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _folder_of(run: str | Path) -> Path:
     path = Path(run)
     path = path.parent if path.name == "model" else path
-    path = path.parents[1] if path.parent.name == "stages" else path
-    file = path / "recipe.yaml"
-    return load_recipe(file) if file.is_file() else None
+    return path.parents[1] if path.parent.name == "stages" else path

@@ -148,7 +148,7 @@ def test_what_cannot_be_loaded_says_so(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").touch()
     for name, message in {
-        "nowhere.png": "image not found: .*nowhere.png. Check the image folder",
+        "nowhere.png": "image not found: .*nowhere.png. Check its name, or the image folder",
         "half.png": "cannot decode image .*half.png: .*Replace the file or remove its row",
         "text.jpg": "cannot decode image .*text.jpg",
         "empty.jpg": "cannot decode image .*empty.jpg",

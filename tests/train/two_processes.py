@@ -30,7 +30,7 @@ from sightline.train.engine import Engine, outline, put_together, whole
 from sightline.train.loop import in_step, validate
 from sightline.train.objective import Objective
 from sightline.train.processes import Processes, joined
-from sightline.train.rows import open_annotations
+from sightline.train.rows import annotations_of
 from sightline.train.setup import build_optimizer, set_trainable
 from sightline.train.step import take_step
 from sightline.types import Batch
@@ -66,7 +66,8 @@ def build(*methods: dict) -> tuple[Assembly, Rows]:
     setting = Setting(recipe, 0, assembly, torch.device("cpu"), [samples])
     for method in assembly.model.model.methods.all:
         method.begin(setting)
-    processor, readers = assembly.processor(get_template("vicuna_v1")), open_annotations(setting, columns)
+    processor = assembly.processor(get_template("vicuna_v1"))
+    readers = [annotation.reader() for annotation in annotations_of(setting, columns).values()]
     return assembly, Rows(samples, processor, seed=0, columns=columns, readers=readers)
 
 

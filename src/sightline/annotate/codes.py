@@ -4,7 +4,7 @@ Both are of one picture, all that the model sees of the image. They are computed
 a cell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor
 from ..methods.base import Annotation, Reader, Setting
 from ..models.codes import Codes
 from ..models.diffusion import part_config
-from ..models.digest import digest, facts_name, plain, sight_facts
+from ..models.digest import facts_name, frozen_facts, plain, sight_facts
 from ..types import Sample
-from .images import ImageJob, checked_store, run_images
+from .images import ImageJob, checked_store, has_images, run_images
 from .pictures import Picture, PictureWork, Stored
 
 FORMAT = 1
@@ -41,14 +41,18 @@ class Cells(Annotation):
         """
         self.setting, self.picture, self.vq, self.grid, self.columns = setting, picture, vq, grid, tuple(columns)
 
-    def compute(self) -> Path:
+    def compute(self) -> Path | None:
         setting = self.setting
+        if not has_images(setting.sources):
+            return None
         job = ImageJob(Encoding(self.vq, self.picture, self.grid, self.facts, setting.device))
         job.add(setting.stage.name, setting.sources, skip=setting.stage.bad_images == "skip")
         run_images(self.folder, job, setting.say)
         return self.folder
 
     def reader(self) -> Reader:
+        if not has_images(self.setting.sources):
+            return partial(read, stored=None, grid=self.grid, columns=self.columns)
         absent = "there are no codes of this stage's images"
         store = checked_store(self.folder, self.setting.sources, absent, FIX)
         return partial(read, stored=Stored(store, Encoding.noun), grid=self.grid, columns=self.columns)
@@ -59,17 +63,21 @@ class Cells(Annotation):
         return Path(self.setting.recipe.annotations) / f"cognition-{facts_name(self.facts)}"
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, Any]:
         """All that an image's cells depend on beside its bytes."""
-        weights = Codes(self.vq).vq.state_dict()
         facts = {
             "format": FORMAT,
-            "vq": {"weights": digest(sorted(weights.items())), "config": part_config(self.vq, "vqvae")},
+            "vq": vq_facts(self.vq),
             **sight_facts(self.picture.sight),
             "side": self.picture.side,
             "blank": self.picture.blank,
         }
         return plain(facts)
+
+
+def vq_facts(vq: str) -> dict[str, Any]:
+    """What a VQ model is: others have other codes."""
+    return frozen_facts(Codes(vq).vq, part_config(vq, "vqvae"))
 
 
 class Encoding(PictureWork):
@@ -80,7 +88,7 @@ class Encoding(PictureWork):
     what = "codes of what the model sees of an image, and the mean colours of the same cells"
     values = "codes: [1, rows, columns], u16; pixels: [1, rows, columns, 3], u8"
 
-    def __init__(self, vq: str, picture: Picture, grid: int, facts: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, vq: str, picture: Picture, grid: int, facts: Mapping[str, Any], device: torch.device) -> None:
         super().__init__(vq, picture, facts, device)
         self.grid, self.codes = grid, Codes(vq, device)
 
@@ -98,9 +106,9 @@ def thumbnails(pixels: Float[Tensor, "images 3 side side"], grid: int) -> UInt8[
     return means.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def read(sample: Sample, epoch: int, *, stored: Stored, grid: int, columns: Sequence[str]) -> dict[str, Tensor]:
-    """The columns of a sample, the same in every epoch."""
-    cells = [stored(image) for image in sample.images]
+def read(sample: Sample, epoch: int, *, stored: Stored | None, grid: int, columns: Sequence[str]) -> dict[str, Tensor]:
+    """The columns of a sample, the same in every epoch; nothing is stored where no row has an image."""
+    cells = [stored(image) for image in sample.images if stored is not None]
     codes, pixels = [cell["codes"].long() for cell in cells], [cell["pixels"] for cell in cells]
     values = {
         CODES: torch.stack(codes) if cells else torch.zeros(0, grid, grid, dtype=torch.long),

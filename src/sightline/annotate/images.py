@@ -234,6 +234,11 @@ def images_of(sources: Sequence[Sequence[Sample]]) -> Iterator[tuple[Sample, Pla
                 yield sample, (number, row, place)
 
 
+def has_images(sources: Sequence[Sequence[Sample]]) -> bool:
+    """Whether any row has one."""
+    return any(sample.images for source in sources for sample in source)
+
+
 def sought(
     store: Store, sources: Sequence[Sequence[Sample]], progress: Callable[[int, int], None]
 ) -> tuple[set[str], set[str]]:

@@ -5,6 +5,7 @@ each image and epoch, of the noise that they are mixed with.
 """
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from ..data.view import Sight
 from ..errors import ImageError, SightlineError
 from ..methods.base import Annotation, Reader, Setting
 from ..models.diffusion import Latents, part_config, shrinks_by
-from ..models.digest import digest, facts_name, plain, sight_facts
+from ..models.digest import facts_name, frozen_facts, plain, sight_facts
 from ..types import ImageSource, Sample
 from .images import ImageJob, ImageWork, checked_store, run_images
 
@@ -100,13 +101,13 @@ class Pictures(Annotation):
         return Path(self.setting.recipe.annotations) / f"reconstruct-{facts_name(self.facts)}"
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
-        """All that an image's latents depend on beside its bytes."""
-        assert self.vae is not None, "asked where latents are stored"
-        weights = Latents(self.vae).vae.state_dict()
+    def facts(self) -> Mapping[str, Any]:
+        """All that an image's latents depend on beside its bytes; nothing where none are stored."""
+        if self.vae is None:
+            return {}
         facts = {
             "format": FORMAT,
-            "vae": {"weights": digest(sorted(weights.items())), "config": part_config(self.vae, "vae")},
+            "vae": frozen_facts(Latents(self.vae).vae, part_config(self.vae, "vae")),
             **sight_facts(self.picture.sight),
             "side": self.picture.side,
             "small": self.picture.small,
@@ -124,7 +125,7 @@ class PictureWork(ImageWork):
     what: str
     values: str
 
-    def __init__(self, model: str, picture: Picture, facts: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, model: str, picture: Picture, facts: Mapping[str, Any], device: torch.device) -> None:
         self.name, self.picture, self.facts, self.device = model, picture, facts, device
 
     def provenance(self) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class PictureWork(ImageWork):
             "values": f"{self.values}; an image that cannot be decoded has none",
             "batch": self.batch,
             self.part: self.name,
-            "depends_on": self.facts,
+            "depends_on": dict(self.facts),
             "versions": {name: version(name) for name in ("sightline", "torch", "diffusers", "pillow")},
         }
 
@@ -153,7 +154,7 @@ class Encoding(PictureWork):
     what = "latents of what the model sees of an image, shifted and scaled as a denoiser expects them"
     values = "latents: [1, channels, height, width]"
 
-    def __init__(self, vae: str, picture: Picture, facts: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, vae: str, picture: Picture, facts: Mapping[str, Any], device: torch.device) -> None:
         super().__init__(vae, picture, facts, device)
         self.latents = Latents(vae, device)
 

@@ -15,7 +15,7 @@ import torch
 
 from ..config import Recipe
 from ..diagnostics import Part
-from ..diagnostics.cognition import telling
+from ..diagnostics.telling import telling
 from ..errors import SightlineError, did_you_mean
 from ..methods.base import Sizes
 from ..methods.compose import build_methods

@@ -18,7 +18,8 @@ from ..files import write_text
 from ..plan.build import stage_models
 from ..plan.run import plan_stage
 from ..plan.shapes import shapes
-from ..train.folder import fixed, read_facts
+from ..runs import read_facts
+from ..train.folder import fixed
 from .diagnosed import diagnose_run
 from .folder import Comparison, Job, Row
 from .plan import Outcome, Tuning

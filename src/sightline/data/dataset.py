@@ -129,13 +129,14 @@ class Rows:
                     raise SightlineError(f"sample '{sample.id}': {error}") from None
                 return (Dropped(sample.id, "bad image", str(error)),)
             except LongRowError as error:
-                if self.training and (example := self._alone(sample, epoch, row)) is not None:
-                    return example, Dropped(sample.id, "no room for turns", error.fact)
+                alone = self._alone(sample, epoch, row) if self.training else error
+                if isinstance(alone, Example):
+                    return alone, Dropped(sample.id, "no room for turns", error.fact)
                 if self.policies.long_rows == "raise":
-                    raise
+                    raise alone from None
                 if self.policies.long_rows == "shorten" and (found := self._shortened(sample, epoch, row)):
-                    return *found, Dropped(sample.id, "shortened", error.fact)
-                return (Dropped(sample.id, "too long", error.fact),)
+                    return *found, Dropped(sample.id, "shortened", alone.fact)
+                return (Dropped(sample.id, "too long", alone.fact),)
         except SightlineError as error:
             return (error,)
 
@@ -146,12 +147,12 @@ class Rows:
         rng = generator(self.seed, 1, epoch, row) if self.training and not alone else None
         return self.processor(sample, rng=rng, columns=columns)
 
-    def _alone(self, sample: Sample, epoch: int, row: int) -> Example | None:
-        """The row without the turns of methods; None if it is too long by itself."""
+    def _alone(self, sample: Sample, epoch: int, row: int) -> Example | LongRowError:
+        """The row without the turns of methods, or how long it is by itself."""
         try:
             return self._lay_out(sample, epoch, row, alone=True)
-        except LongRowError:
-            return None
+        except LongRowError as error:
+            return error
 
     def _shortened(self, sample: Sample, epoch: int, row: int) -> tuple[Outcome, ...]:
         """The row without as many of its oldest exchanges as it takes, and a note if it then goes without the turns of
@@ -161,7 +162,7 @@ class Rows:
             try:
                 return (self._lay_out(sample, epoch, row),)
             except LongRowError as error:
-                if (example := self._alone(sample, epoch, row)) is not None:
+                if isinstance(example := self._alone(sample, epoch, row), Example):
                     return example, Dropped(sample.id, "no room for turns", error.fact)
         return ()
 

@@ -29,7 +29,9 @@ def load_image(source: ImageSource) -> Image.Image:
             image.load()
             return to_rgb(image)
     except FileNotFoundError:
-        raise ImageError(f"image not found: {source}. Check the image folder given with the data.") from None
+        raise ImageError(
+            f"image not found: {source}. Check its name, or the image folder given with the data."
+        ) from None
     except IsADirectoryError:
         raise ImageError(f"'{source}' is a folder, not an image. Check the row's `image` field.") from None
     except Exception as error:  # Pillow's decoders raise what they like on damaged files (AVIF: RuntimeError)

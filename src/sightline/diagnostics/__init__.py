@@ -11,6 +11,7 @@ probe       what can be read from the tokens
 kept        what the language model still knows
 captions    what captions name, right and wrong, as the model is and at each of its levels
 information how well a picture can be drawn again from its visual tokens
+telling     asking for a window of an image, and what is there
 cognition   what it says that images are made of, where it was trained to (VLSA)
 levels      the vectors of a model's levels, and how its gate weighs them, where it has some (AlignGPT)
 """

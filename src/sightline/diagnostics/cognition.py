@@ -15,23 +15,15 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from PIL import Image
-from torch import Tensor
 
-from ..annotate.codes import thumbnails
-from ..config import Recipe
-from ..data.images import to_rgb
-from ..data.order import generator
-from ..data.windows import LEVELS, UNREAD, Window
+from ..data.windows import UNREAD
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate, bootstrap_interval
 from ..methods.abilities import Task, Tells
-from ..methods.base import Sizes
-from ..methods.compose import build_methods, record_of
-from ..models.codes import Codes
 from ..progress import watched
-from .captions import LONGEST, REQUEST
 from .kept import mean_interval
-from .subject import Prompted, Subject
+from .subject import Subject
+from .telling import Cells, asked, believed, cells_of, taught
 
 GREY = 128
 """What stands for a colour that could not be read."""
@@ -70,72 +62,6 @@ class ToldPixels:
     """The share of values that were not told in a form that can be read; grey stands for them."""
 
 
-@dataclass(frozen=True)
-class Cells:
-    """An image in cells, and the window that is asked for."""
-
-    codes: Int[Tensor, "rows columns"]
-    pixels: Int[Tensor, "rows columns 3"]
-    window: Window
-
-    def true(self, task: Task) -> Tensor:
-        """What is in the window, in the order in which it is told."""
-        return self.window.of(self.codes if task == "vq" else self.pixels).flatten()
-
-
-def telling(recipe: Recipe | None) -> Tells | None:
-    """The method of a recipe that has a model tell what is in images, if there is one.
-
-    Raises:
-        SightlineError: if its VQ model is not where the recipe says.
-    """
-    record = record_of(recipe.methods if recipe else (), Tells)
-    if record is None:
-        return None
-    (method,) = build_methods([record], Sizes(1, 1, 1, 1)).all
-    assert isinstance(method, Tells)
-    return method
-
-
-def tells(recipe: Recipe | None) -> bool:
-    """Whether a recipe has such a method, wherever its VQ model is."""
-    return record_of(recipe.methods if recipe else (), Tells) is not None
-
-
-def cells_of(subject: Subject, method: Tells, images: Sequence[Image.Image], seed: int = 0) -> list[Cells]:
-    """Images in cells, with a random window each."""
-    picture, codes = method.picture(subject.sight), Codes(method.vq, subject.device)
-    found = []
-    for number, image in enumerate(images):
-        pixels = picture(to_rgb(image)).unsqueeze(0)
-        window = Window.draw(method.grid, method.window, generator(seed, 8, number))
-        cells = thumbnails(pixels.float(), method.grid)[0].long()
-        found.append(Cells(codes.encode(pixels.to(subject.device))[0].cpu(), cells, window))
-    return found
-
-
-def believed(
-    subject: Subject, method: Tells, task: Task, images: Sequence[Image.Image], windows: Sequence[Window]
-) -> list[Int[Tensor, " values"]]:
-    """What a model says is in windows of images, greedily; `UNREAD` where it cannot be read."""
-    values = method.window**2 * (1 if task == "vq" else 3)
-    texts = [method.write(task, [value] * values) for value in (0, (method.codes if task == "vq" else LEVELS) - 1)]
-    longest = max(map(len, subject.answer_ids(texts)))
-    said = subject.answers(asked(subject, method, task, images, windows), max_new_tokens=longest + 1)
-    return [method.read(task, text) for text in said]
-
-
-def asked(
-    subject: Subject, method: Tells, task: Task, images: Sequence[Image.Image], windows: Sequence[Window]
-) -> Prompted:
-    """The questions about windows of images as training asks them: never first, but behind an exchange about the image,
-    here the caption that the model itself gives."""
-    shown = [[image] for image in images]
-    captions = subject.assistant.answers(shown, [REQUEST] * len(shown), max_new_tokens=LONGEST)
-    questions = [method.question(task, window) for window in windows]
-    return subject.prompted(shown, questions, [(REQUEST, caption) for caption in captions])
-
-
 def measure_cognition(
     subject: Subject,
     images: Sequence[Image.Image],
@@ -153,7 +79,7 @@ def measure_cognition(
     Raises:
         SightlineError: if that has none; for fewer than two images, which have no other.
     """
-    method = method or telling(subject.recipe)
+    method = method or taught(subject)
     if method is None:
         raise SightlineError(
             "the model is of no run whose recipe has the method `cognition`, so it was never asked for codes or "

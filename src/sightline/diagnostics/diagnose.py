@@ -17,7 +17,7 @@ from ..files import write_json
 from . import Part
 from .captions import measure_captions
 from .cause import measure_cause
-from .cognition import measure_cognition, tells
+from .cognition import measure_cognition
 from .geometry import measure_geometry
 from .information import Budget, measure_information
 from .kept import measure_kept
@@ -27,6 +27,7 @@ from .measure_words import measure_words
 from .probe import measure_probe
 from .sight import measure_attention, measure_sight
 from .subject import Subject
+from .telling import tells
 
 ASKING = (Part.sight, Part.attention, Part.cause, Part.kept, Part.cognition, Part.gate)
 """The parts that ask questions."""

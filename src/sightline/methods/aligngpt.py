@@ -306,6 +306,10 @@ class LevelAnnotation(Annotation):
     def compute(self) -> Path:
         return self.pairs.compute()
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.pairs.facts
+
     def report(self) -> tuple[str, list[Path]]:
         return self.pairs.report()
 

@@ -162,8 +162,9 @@ class Annotation(ABC):
     """What a method computes once, offline, for the rows of a stage."""
 
     @abstractmethod
-    def compute(self) -> Path:
-        """Compute what is missing. Gives the folder that holds it; a run that was killed goes on in it.
+    def compute(self) -> Path | None:
+        """Compute what is missing. Gives the folder that holds it; a run that was killed goes on in it. None where the
+        stage has nothing to compute it of.
 
         Raises:
             SightlineError: for what stops it.
@@ -172,6 +173,12 @@ class Annotation(ABC):
     def report(self) -> tuple[str, list[Path]]:
         """What was computed, in words, and files that show it; nothing by default."""
         return "", []
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """All that it depends on beside the rows, as JSON has it: with other facts it is another annotation, and a run
+        does not go on with that. Nothing by default."""
+        return {}
 
     @abstractmethod
     def reader(self) -> Reader:

@@ -242,6 +242,10 @@ class SEAAnnotation(Annotation):
             )
         return self.words.compute()
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.words.facts if self.config.labels == ENCODER else {}
+
     def report(self) -> tuple[str, list[Path]]:
         found = measure_labels(self.words.folder)
         return found.told(), write_report(found, self.words.folder)

@@ -23,6 +23,13 @@ Part = Literal["vae", "transformer", "vqvae"]
 CLASSES: dict[Part, str] = {"vae": "AutoencoderKL", "transformer": "SD3Transformer2DModel", "vqvae": "VQModel"}
 """Those of diffusers."""
 
+SIZES: dict[Part, dict[str, type]] = {
+    "vae": {"block_out_channels": list, "latent_channels": int},
+    "transformer": {"in_channels": int, "joint_attention_dim": int, "pooled_projection_dim": int},
+    "vqvae": {"block_out_channels": list, "num_vq_embeddings": int},
+}
+"""What their configs must say."""
+
 ARCHITECTURES = Path(__file__).parents[1] / "recipes" / "diffusers"
 
 
@@ -64,6 +71,12 @@ def part_config(name: str, part: Part) -> dict[str, Any]:
             f"'{name}' is no {part} that VLSA can use: its config is of {its or 'something else'}, and "
             f"diffusers' {CLASSES[part]} is needed. Give the folder of one, or of a pipeline that has one."
         )
+    for key, kind in SIZES[part].items():
+        if not isinstance(config.get(key), kind):
+            raise SightlineError(
+                f"the config of '{name}' says {key}={config.get(key)!r}, which is no size of a {part}, so none can be "
+                "built. Give a folder that diffusers wrote."
+            )
     return config
 
 
@@ -81,18 +94,31 @@ def load_part(name: str, part: Part) -> Any:
     path = Path(resolve(name))
     inside = {"subfolder": part} if not path.is_dir() or (path / part / "config.json").is_file() else {}
     place = str(path) if path.is_dir() else name
-    model, info = found(
-        lambda: _class_of(part).from_pretrained(
-            place, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True, **inside
-        ),
-        name,
-    )
+    try:
+        model, info = found(
+            lambda: _class_of(part).from_pretrained(
+                place, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True, **inside
+            ),
+            name,
+        )
+    except SightlineError as error:
+        if "diffusion_pytorch_model.safetensors" not in str(error):
+            raise
+        raise SightlineError(
+            f"{error} If it is there as a pickle alone (diffusion_pytorch_model.bin), which Sightline does not read, "
+            f"make safetensors of it where you trust the file: diffusers.{CLASSES[part]}.from_pretrained('{name}'"
+            f"{f', subfolder={part!r}' if inside else ''}, use_safetensors=False).save_pretrained('DIR/{part}'); then "
+            "name DIR."
+        ) from None
     for trouble in ("missing_keys", "mismatched_keys"):
         if info[trouble]:
             raise SightlineError(
                 f"'{name}' does not hold its whole {part}: {trouble.removesuffix('_keys')} "
                 f"{', '.join(map(str, sorted(info[trouble])[:3]))}. Those weights would be random. Use an intact one."
             )
+    odd = [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if odd:
+        raise SightlineError(f"'{name}' has a {part} whose {odd[0]} is not finite: all would be. Use an intact one.")
     return model
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..data.view import Sight
@@ -27,6 +27,11 @@ def digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def frozen_facts(part: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a part with these weights and this config is."""
+    return {"weights": digest(sorted(part.state_dict().items())), "config": config}
 
 
 def plain(facts: Mapping[str, Any]) -> dict[str, Any]:

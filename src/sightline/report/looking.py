@@ -11,11 +11,11 @@ from PIL import Image
 from ..data.images import load_image
 from ..data.words import read_word_list
 from ..diagnostics.captions import LONGEST, REQUEST
-from ..diagnostics.cognition import tells
 from ..diagnostics.lens import Lens, look, vocabulary_words
 from ..diagnostics.levels import measure_gate
 from ..diagnostics.material import find_case, take
 from ..diagnostics.subject import Subject
+from ..diagnostics.telling import tells
 from ..errors import SightlineError
 from ..evaluation.metrics import Estimate
 from ..evaluation.questions import Question

@@ -20,6 +20,7 @@ from ..config import Recipe, Stage
 from ..data.templates import get_template
 from ..errors import SightlineError, did_you_mean
 from ..methods.base import Setting
+from ..methods.compose import METHODS
 from ..models.assemble import Assembly
 from ..types import Sample
 from .features import as_held, depends_on, store_folder, why_no_features
@@ -76,9 +77,9 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
         methods = assembly.model.model.methods
         if name != EVERY and name not in methods:
             have = ", ".join(method.name for method in methods.all) or "none"
+            add = f" Add it: methods=[{{name: {name}}}]" if name in METHODS else ""
             raise SightlineError(
-                f"the recipe has no method '{name}'{did_you_mean(name, methods) or '.'} It has: {have}. "
-                f"Add it: methods=[{{name: {name}}}]"
+                f"the recipe has no method '{name}'{did_you_mean(name, methods) or '.'} It has: {have}.{add}"
             )
         read = set(methods.columns(stage).values())
         for method in methods.all:
@@ -86,7 +87,8 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
                 continue
             sources = [*read_data(stage.data, say), *read_data(stage.validation, say)]
             annotation = method.annotation(Setting(recipe, number, assembly, device, sources, say))
-            if annotation is not None and (folder := annotation.compute()) not in folders:
+            folder = annotation.compute() if annotation is not None else None
+            if annotation is not None and folder is not None and folder not in folders:
                 folders.append(folder)
                 if report:
                     text, files = annotation.report()

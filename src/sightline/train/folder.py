@@ -23,6 +23,7 @@ from .. import __version__
 from ..config import Recipe, dump
 from ..errors import SightlineError
 from ..files import claim_empty, write_json, write_text
+from ..runs import annotations_of, read_facts
 from .processes import Processes
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy")
@@ -171,6 +172,32 @@ def note_start(recipe: Recipe, processes: Processes) -> None:
     write_json(folder / "run.json", now)
 
 
+def check_annotated(folder: Path, stage: str, annotated: Mapping[str, Any]) -> None:
+    """That a stage goes on with the annotations that it began with.
+
+    Args:
+        annotated: by method, what its annotation depends on.
+
+    Raises:
+        SightlineError: naming the method, and what is another.
+    """
+    for method, began in annotations_of(folder).get(stage, {}).items():
+        was, now = flat(began), flat(annotated.get(method, {}))
+        if changed := [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]:
+            lines = "\n".join(f"  {key}: {was.get(key)} then, {now.get(key)} now" for key in changed)
+            raise SightlineError(
+                f"stage '{stage}' of the run in '{folder}' began with another annotation of method '{method}', so to "
+                f"go on would mix the two. It is made of other things now:\n{lines}\nRestore what was there, or start "
+                "in another folder with out=..."
+            )
+
+
+def note_annotated(folder: Path, stage: str, annotated: Mapping[str, Any]) -> None:
+    """Say in `run.json` what the annotations of a stage depend on."""
+    known = read_facts(folder)
+    write_json(folder / "run.json", known | {"annotations": known.get("annotations", {}) | {stage: annotated}})
+
+
 def note_end(folder: Path, seconds: float) -> None:
     """Say in `run.json` that the run is finished, and how long this last part of it took."""
     write_json(folder / "run.json", read_facts(folder) | {"seconds": round(seconds, 1)})
@@ -184,15 +211,6 @@ def source() -> str:
     for path in sorted([*package.rglob("*.py"), *package.rglob("*.yaml")]):
         found.update(path.relative_to(package).as_posix().encode() + b"\n" + path.read_bytes())
     return found.hexdigest()[:12]
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """`run.json`; empty if there is none that can be read."""
-    try:
-        known = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def facts(recipe: Recipe, processes: Processes) -> dict[str, Any]:

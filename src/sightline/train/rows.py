@@ -8,7 +8,7 @@ from ..data.features import Features
 from ..data.sources import open_source
 from ..data.templates import get_template
 from ..errors import SightlineError
-from ..methods.base import Reader, Setting
+from ..methods.base import Annotation, Reader, Setting
 from ..models.assemble import Assembly
 from ..models.packing import check_packing
 from ..progress import reading_bar
@@ -84,20 +84,12 @@ def lay_out(
     return Mixture(parts, [part.weight for part in data])
 
 
-def open_annotations(setting: Setting, columns: Columns | None) -> list[Reader]:
-    """What reads the columns that a stage needs and that are not held in memory.
-
-    Raises:
-        SightlineError: if a method has not annotated them.
-    """
+def annotations_of(setting: Setting, columns: Columns | None) -> dict[str, Annotation]:
+    """By method, what gives the columns that a stage needs and that are not held in memory."""
     methods = setting.assembly.model.model.methods
     absent = {name: by for name, by in methods.columns(setting.stage).items() if name not in (columns or {})}
-    readers = []
-    for method in methods.all:
-        annotation = method.annotation(setting) if method.name in absent.values() else None
-        if annotation is not None:
-            readers.append(annotation.reader())
-    return readers
+    found = {method.name: method.annotation(setting) for method in methods.all if method.name in absent.values()}
+    return {name: annotation for name, annotation in found.items() if annotation is not None}
 
 
 def rehearse(stage: Stage, assembly: Assembly, rows: Mixture, *, world: int = 1) -> None:

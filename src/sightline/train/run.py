@@ -15,10 +15,11 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +37,10 @@ from ..methods.compose import Methods
 from ..models.adapters import check_stage, check_stages, prepare_stage
 from ..models.assemble import Assembly, assemble, attach_methods
 from .features import find_features
-from .folder import fixed, held, note_end, note_start, open_run
+from .folder import check_annotated, fixed, held, note_annotated, note_end, note_start, open_run
 from .processes import Processes, joined
 from .progress import Reporter
-from .rows import Sources, lay_out, open_annotations, read_data, rehearse
+from .rows import Sources, annotations_of, lay_out, read_data, rehearse
 from .setup import set_trainable
 from .signals import listening
 from .stage import Desk, check_same, run_stage
@@ -111,6 +112,8 @@ def train(recipe: Recipe, *, columns: Columns | None = None, quiet: bool = False
                 desk.carried.update(name for name, p in assembly.model.named_parameters() if p.requires_grad)
                 continue
             rows, validation = data.of(number, assembly, reporter.say)
+            if processes.main:
+                note_annotated(folder, stage.name, data.annotated[stage.name])
             assembly = run_stage(desk, number, assembly, rows, validation, saved if number == now else None)
             if stage.save and processes.main:
                 place = folder / "stages" / stage.name
@@ -169,6 +172,8 @@ class Data:
                 read_config(model_folder(stage.init_from))
         self.training: list[Sources] = [read_data(stage.data, self.say) for stage in self.recipe.stages]
         self.validation: list[Sources] = [read_data(stage.validation, self.say) for stage in self.recipe.stages]
+        self.annotated: dict[str, Mapping[str, Any]] = {}
+        """By stage that was laid out, what the annotations that it reads depend on."""
 
     def say(self, text: str) -> None:
         if self.processes.main:
@@ -178,12 +183,19 @@ class Data:
         self, number: int, assembly: Assembly, say: Callable[[str], None] = lambda text: None
     ) -> tuple[Mixture, dict[str, Mixture]]:
         """A stage's rows, and its validation rows by name ("" for those without one); `say` is told where their images
-        come from."""
+        come from.
+
+        Raises:
+            SightlineError: if a method has not annotated them, or the run began with another annotation.
+        """
         recipe, stage = self.recipe, self.recipe.stages[number]
         sources, held_out = self.training[number], self.validation[number]
         features = find_features(recipe, number, assembly, [*sources, *held_out], self.processes.device, say)
         setting = Setting(recipe, number, assembly, self.processes.device, [*sources, *held_out], say)
-        readers = open_annotations(setting, self.columns)
+        annotations = annotations_of(setting, self.columns)
+        self.annotated[stage.name] = {name: each.facts for name, each in annotations.items() if each.facts}
+        check_annotated(recipe.run_folder, stage.name, self.annotated[stage.name])
+        readers = [annotation.reader() for annotation in annotations.values()]
         for method in assembly.model.model.methods.all:
             method.begin(setting)
         given = {"readers": readers, "features": features}

@@ -1,6 +1,7 @@
 """Cognition: what is asked for, where it stands in a conversation, what it weighs; and what a model learned of it."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,11 @@ import pytest
 import torch
 from diffusers import VQModel
 from PIL import Image
-from rich.console import Console
 from transformers import AutoTokenizer
-from typer.testing import CliRunner
 
 from sightline.annotate.codes import CODES, PIXELS, thumbnails
 from sightline.checkpoints import load_model
-from sightline.cli import app
-from sightline.config import Recipe, check, dump, load_recipe
+from sightline.config import Recipe
 from sightline.data.collate import collate
 from sightline.data.dataset import Policies, Rows
 from sightline.data.features import image_key
@@ -28,85 +26,25 @@ from sightline.data.sources import read_llava_json
 from sightline.data.store import Store
 from sightline.data.templates import get_template
 from sightline.data.windows import UNREAD, Digits, Marks, Window
-from sightline.diagnostics import Part
 from sightline.diagnostics.captions import LONGEST, REQUEST
-from sightline.diagnostics.cognition import (
-    Cells,
-    ToldCodes,
-    ToldPixels,
-    _right,
-    asked,
-    cells_of,
-    marginal,
-    measure_cognition,
-    telling,
-)
-from sightline.diagnostics.diagnose import diagnose, parts_of
-from sightline.diagnostics.material import read_captions
+from sightline.diagnostics.cognition import ToldCodes, ToldPixels, _right, marginal, measure_cognition
 from sightline.diagnostics.subject import Subject
+from sightline.diagnostics.telling import Cells, asked, cells_of, telling
 from sightline.errors import SightlineError
 from sightline.methods.aligngpt import SLOT, text_mask
-from sightline.methods.base import Setting, Sizes
+from sightline.methods.base import Setting
 from sightline.methods.compose import build_methods
-from sightline.methods.vlsa.cognition import TEMPLATES, Cognition, CognitionConfig
+from sightline.methods.vlsa.asking import TEMPLATES, asking
+from sightline.methods.vlsa.cognition import Cognition, CognitionConfig
 from sightline.models.assemble import Assembly, assemble
 from sightline.models.codes import Codes, nearest
-from sightline.paint import paint
 from sightline.train import train
-from sightline.train.annotate import annotate_method
 from sightline.train.objective import Objective
 from sightline.types import IGNORE, PROMPT, Example, Sample, Turn
 from stores import contents, killed_at_shard
+from telling import GRID, SIZES, WINDOW, annotated, method_of, options, recipe
 
 CPU = torch.device("cpu")
-SIZES = Sizes(d_vision=8, d_llm=16, patches=16, tokens=16)
-GRID, WINDOW = 8, 3
-
-
-def options(pipeline: Path, **changed) -> dict:
-    given = {"vq": str(pipeline), "resolution": 16, "window": WINDOW, "probability": 1.0, "digits": 2}
-    return {"name": "cognition"} | given | changed
-
-
-def recipe(tiny, pictures: Path, pipeline: Path, folder: Path, *, stage=None, methods=(), **changed) -> Recipe:
-    """Captions with the language model frozen, then chats."""
-    shared = {"batch_size": 4, "steps": 2, "save": True}
-    return check(
-        {
-            "name": "told",
-            "out": str(folder / "run"),
-            "device": "cpu",
-            "annotations": str(folder / "annotations"),
-            "model": {"vision": str(tiny["clip"]), "language": str(tiny["llama"])},
-            "methods": [*methods, options(pipeline, **changed)],
-            "stages": [
-                {
-                    "name": "one",
-                    "data": {"path": str(pictures / "captions.json"), "template": "plain"},
-                    "trainable": ["connector"],
-                }
-                | shared,
-                {
-                    "name": "two",
-                    "data": {"path": str(pictures / "chats.json")},
-                    "trainable": ["connector", "language"],
-                }
-                | shared
-                | (stage or {}),
-            ],
-        }
-    )
-
-
-def annotated(made: Recipe) -> Recipe:
-    annotate_method(made, "cognition", console=Console(quiet=True))
-    return made
-
-
-def method_of(pipeline: Path, **changed) -> Cognition:
-    (method,) = build_methods([options(pipeline, **changed)], SIZES).all
-    assert isinstance(method, Cognition)
-    return method
 
 
 def rows_of(made: Recipe, pictures: Path, **given) -> tuple[Assembly, Rows]:
@@ -252,6 +190,46 @@ def test_a_row_without_room_keeps_its_own_and_is_counted(tiny, pictures, pipelin
     assert "no room for turns" in (run / "dropped.jsonl").read_text()
 
 
+def test_how_long_a_row_is_said_to_be_does_not_count_what_was_asked(tiny, pictures, pipeline, tmp_path):
+    made = annotated(recipe(tiny, pictures, pipeline, tmp_path))
+    for policies in (Policies(), Policies(long_rows="drop")):
+        _, rows = rows_of(made, pictures, max_length=20, policies=policies)
+        own = len(replace_length(rows).processor(rows.samples[0]))
+        rows.processor.max_length = 20
+        (found,) = rows.fetch((0, 0))
+        text = str(found) if isinstance(found, SightlineError) else found.message
+        assert f"has {own} tokens" in text
+
+
+def replace_length(rows: Rows) -> Rows:
+    rows.processor.max_length = 2048
+    return rows
+
+
+def test_a_window_that_no_row_could_take_is_refused(tiny, pictures, pipeline, tmp_path):
+    made = annotated(recipe(tiny, pictures, pipeline, tmp_path, window=8))
+    with pytest.raises(
+        SightlineError, match=r"no row could take what is asked of it: a window of 8 x 8 .* max_length is 300"
+    ):
+        train(made.model_copy(update={"max_length": 300}), quiet=True)
+
+
+def test_a_stage_without_images_trains_and_says_that_nothing_is_asked(tiny, pictures, pipeline, tmp_path, capsys):
+    rows = [row for row in json.loads((pictures / "chats.json").read_text()) if "image" not in row]
+    assert rows
+    (tmp_path / "text.json").write_text(json.dumps(rows))
+    made = recipe(tiny, pictures, pipeline, tmp_path)
+    text = made.stages[1].model_copy(
+        update={
+            "name": "text",
+            "data": [made.stages[1].data[0].model_copy(update={"path": str(tmp_path / "text.json")})],
+        }
+    )
+    made = annotated(made.model_copy(update={"stages": [*made.stages, text]}))
+    train(made)
+    assert "stage 'text' has no images, so nothing is asked in it" in capsys.readouterr().err
+
+
 def test_a_row_that_is_shortened_and_without_room_is_counted_as_both(tiny, pictures, pipeline, tmp_path):
     _, rows = rows_of(annotated(recipe(tiny, pictures, pipeline, tmp_path)), pictures, policies=Policies("raise"))
     talk = (Turn("user", "why? " * 8), Turn("assistant", "so. " * 8))
@@ -363,17 +341,6 @@ def test_new_tokens_that_could_not_be_learned_are_refused(tiny, pictures, pipeli
     assert not (tmp_path / "run" / "stages").exists()
 
 
-@pytest.fixture(scope="module")
-def taught(tiny, pictures, pipeline, tmp_path_factory) -> Path:
-    """A run that was asked about pictures of three colours."""
-    folder = tmp_path_factory.mktemp("taught")
-    stage = {"steps": 10, "lr": 1e-2, "batch_size": 6, "weights": {"vq": 1.0, "pixels": 1.0}}
-    stage["trainable"] = ["vision", "connector", "language"]
-    made = recipe(tiny, pictures, pipeline, folder, stage=stage, window=1)
-    train(annotated(made), quiet=True)
-    return folder / "run"
-
-
 def images_of(pictures: Path) -> list[Image.Image]:
     return [Image.open(pictures / "images" / f"{number}.png").convert("RGB") for number in (0, 2, 4, 6, 8, 10)]
 
@@ -483,57 +450,13 @@ def test_a_code_is_right_where_every_token_of_it_is(tiny, template, group, codes
         assert _right([at != number for at in range(len(ids))], places, ends) == len(codes) - touched
 
 
-def test_a_window_is_painted_beside_the_true_one(taught, pictures, tmp_path):
-    image = pictures / "images" / "0.png"
-    out = tmp_path / "x.png"
-    said = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", "1,3", "--out", str(out)])
-    assert said.exit_code == 0 and "codes right, " in said.stderr
-    painted = paint(Subject(taught), Image.open(image).convert("RGB"), place=(1, 3))
-    assert painted.pixels["true"].unique(dim=0).flatten(0, -2).unique(dim=0).tolist() == [[220, 30, 30]]
-    with Image.open(out) as sheet:
-        assert sheet.size == (3 * 200 - 8, 2 * 192 + 8) and sheet.getpixel((500, 50)) == (220, 30, 30)
-    wrong = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", "8,0", "--out", str(out)])
-    assert wrong.exit_code == 1 and "Rows and columns begin at 0 to 7" in str(wrong.exception)
-    for place in ("x", "\u00b2,1"):
-        wrong = CliRunner().invoke(app, ["paint", str(taught), str(image), "--at", place, "--out", str(out)])
-        assert "Say --at 2,5" in str(wrong.exception)
-    captions = ["paint", str(taught / "stages" / "one" / "model"), str(image), "--out", str(out)]
-    wrong = CliRunner().invoke(app, captions)
-    assert "never asked for a window" in str(wrong.exception)
-    assert CliRunner().invoke(app, [*captions, "--template", "vicuna_v1"]).exit_code == 0
-
-
-def test_a_run_whose_vq_model_is_gone_is_diagnosed_in_all_else(taught, pictures, tmp_path):
-    """Its folder may be named from where the run was started."""
-    (tmp_path / "model").symlink_to(taught / "model", target_is_directory=True)
-    made = load_recipe(taught / "recipe.yaml")
-    gone = made.model_copy(update={"methods": [made.methods[0] | {"vq": str(tmp_path / "vq")}]})
-    (tmp_path / "recipe.yaml").write_text(dump(gone))
-    subject = Subject(tmp_path)
-    assert {Part.cognition, Part.geometry} <= set(parts_of(subject))
-    material = read_captions(pictures / "captions.json", pictures / "images")
-    found = diagnose(subject, material, name="m", parts=["geometry", "cognition"], progress=False)
-    assert found.scores and "no folder" in found.missing["cognition"]
-
-
-def test_a_model_without_a_run_is_painted_by_a_recipe(taught, pictures, tmp_path):
-    image = Image.open(pictures / "images" / "0.png").convert("RGB")
-    saved = Path(str(taught)) / "model"
-    moved = tmp_path / "moved"
-    moved.symlink_to(saved, target_is_directory=True)
-    with pytest.raises(SightlineError, match="nothing says how the model was asked"):
-        paint(Subject(moved), image)
-    own = paint(Subject(taught), image, place=(0, 0))
-    other = paint(Subject(moved), image, place=(0, 0), recipe=load_recipe(taught / "recipe.yaml"))
-    assert torch.equal(own.codes["believed"], other.codes["believed"])
-
-
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"resolution": 17}, "resolution=17 is no multiple of 2, the pixels along a code of .* Use 16"),
         ({"window": 9}, "window=9 is more than the 8 cells along an image"),
         ({"digits": 1}, "digits=1 cannot tell the 20 codes .* Use 2 or more"),
+        ({"resolution": 8192}, "resolution: Input should be less than or equal to 4096"),
         ({"vq": "/nowhere"}, "no folder '/nowhere'"),
         ({"vq": "PIPELINE/vae"}, "is no vqvae .* its config is of AutoencoderKL"),
         ({"tasks": []}, "tasks"),
@@ -550,12 +473,66 @@ def test_what_does_not_fit_is_refused(pipeline, record, message):
         build_methods([options(pipeline) | record], SIZES)
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"num_vq_embeddings": 2**16 + 1}, "has 65,537 codes, and they are stored in 16 bits"),
+        ({"num_vq_embeddings": "many"}, "says num_vq_embeddings='many', which is no size of a vqvae"),
+        ({"block_out_channels": None}, "says block_out_channels=None"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_refused(pipeline, tmp_path, said, message):
+    config = json.loads((pipeline / "vqvae" / "config.json").read_text()) | said
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SightlineError, match=message):
+        build_methods([options(tmp_path)], SIZES)
+
+
+def test_colours_alone_need_no_digits_of_codes(pipeline):
+    assert method_of(pipeline, tasks=["pixels"], digits=1).config.digits == 1
+
+
+def test_an_answer_is_of_the_window_and_the_image_that_the_question_names(pipeline):
+    """Every cell of two images has a number of its own; the question is read for where it is."""
+    grid, window = 12, 4
+    method = Cognition(CognitionConfig(vq=str(pipeline), resolution=24, window=window, probability=1.0), SIZES)
+    talk = (Turn("user", "<image><image>what?"), Turn("assistant", "that"))
+    sample = Sample("x", (Image.new("RGB", (4, 4)),) * 2, talk)
+    cells = torch.arange(2 * grid * grid).view(2, grid, grid)
+    columns = {CODES: cells, PIXELS: torch.stack([cells // 144, cells % 144, cells % 7], -1)}
+    seen = set()
+    for number in range(60):
+        for turn in method.turns(sample, generator(number), columns):
+            kind, text = turn.answer.kind, turn.question.text
+            assert ("codes" in text) == (kind == "vq") and ("red, green and blue" in text.lower()) == (kind == "pixels")
+            image = int(re.findall(r"image (\d) of 2", text)[0]) - 1
+            words = re.sub(r"image \d of 2", "", text)
+            numbers = [int(found) for found in re.findall(r"\d+", words)]
+            if words.startswith("Divide"):
+                assert numbers[:4] == [grid, grid, window, window]
+                row, column = numbers[4:]
+                last_row, last_column = row + window - 1, column + window - 1
+            elif words.startswith("W") and "between" in words:
+                row, column, last_row, last_column = numbers[:4]
+                assert numbers[4:] == [grid, grid]
+            else:
+                row, last_row, column, last_column = numbers[:4]
+                assert numbers[4:] == [grid, grid]
+            named = columns[CODES if kind == "vq" else PIXELS][image, row : last_row + 1, column : last_column + 1]
+            digits = 6 if kind == "vq" else 3
+            told = [int(turn.answer.text[n : n + digits]) for n in range(0, len(turn.answer.text), digits)]
+            assert told == named.flatten().tolist()
+            seen.add((kind, image, words.split()[0]))
+    assert len(seen) == 2 * 2 * 3, "all ways of asking, of both images"
+
+
 @pytest.mark.parametrize("task", ["vq", "pixels"])
-def test_every_template_says_which_window(pipeline, task):
+def test_every_template_says_which_window(task):
     """In at least three ways, that differ in more than numbers."""
-    method = method_of(pipeline)
     templates = TEMPLATES[1][task]
     assert len({template.partition("{")[0] for template in templates}) >= 3
     for template in templates:
-        asked = {method._asking(template, Window(*place, WINDOW), "image 2 of 3") for place in ((0, 5), (5, 0), (5, 5))}
-        assert len(asked) == 3 and all("image 2 of 3" in text and "8" in text and "{" not in text for text in asked)
+        questions = {
+            asking(template, Window(*place, WINDOW), GRID, "image 2 of 3") for place in ((0, 5), (5, 0), (5, 5))
+        }
+        assert len(questions) == 3 and all("image 2 of 3" in text and "8" in text for text in questions)

@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...annotate.codes import CODES, PIXELS, Cells
+from ...annotate.images import has_images
 from ...annotate.pictures import Picture
 from ...config import Stage
-from ...data.templates import IMAGE, get_template
+from ...data.templates import get_template
 from ...data.view import Sight
 from ...data.windows import COLOURS, LEVELS, Alphabet, Digits, Marks, Window, tokens_of
 from ...errors import SightlineError
@@ -28,6 +29,7 @@ from ...models.diffusion import part_config, shrinks_by
 from ...types import Sample, Turn
 from ..abilities import Task, Tells
 from ..base import Annotation, InsertedTurn, MethodConfig, Needs, Setting, Sizes
+from .asking import TEMPLATES, asking, exchanges
 
 COLUMNS: dict[Task, str] = {"vq": CODES, "pixels": PIXELS}
 WEIGHT = 0.1
@@ -35,27 +37,6 @@ WEIGHT = 0.1
 CHARACTERS, DIGITS = 4, 3
 """Of a token, about."""
 ITHQ = "microsoft/vq-diffusion-ithq"
-TEMPLATES: dict[int, dict[Task, tuple[str, ...]]] = {
-    1: {
-        "vq": (
-            "Divide {image} into {grid} rows and {grid} columns of cells. Give the codes of the {size} by {size} cells "
-            "from row {row} and column {column} on.",
-            "Which codes stand for {image}, from row {row} to row {last_row} and from column {column} to column "
-            "{last_column}, on a grid of {grid} by {grid}?",
-            "Write down what {image} is made of between the cells ({row}, {column}) and ({last_row}, {last_column}) of "
-            "a {grid} by {grid} grid, as codes.",
-        ),
-        "pixels": (
-            "Divide {image} into {grid} rows and {grid} columns of cells. Give the colours of the {size} by {size} "
-            "cells from row {row} and column {column} on, as red, green and blue.",
-            "Which red, green and blue does {image} have, from row {row} to row {last_row} and from column {column} to "
-            "column {last_column}, on a grid of {grid} by {grid}?",
-            "Write down the colours of {image} between the cells ({row}, {column}) and ({last_row}, {last_column}) of "
-            "a {grid} by {grid} grid, as red, green and blue.",
-        ),
-    }
-}
-"""The questions of each task, by version. A version never changes; better words are a new one."""
 PRESETS: dict[str, dict[str, Any]] = {"vlsa_paper": {"joint": True}}
 
 
@@ -67,7 +48,7 @@ class CognitionConfig(MethodConfig):
     """`vlsa_paper` takes one cross-entropy over answers, codes and pixels; options that are given stay."""
     vq: str = ITHQ
     """What makes codes of pixels: a pipeline's hub id, a folder of diffusers, or `world:vq`."""
-    resolution: Annotated[int, Field(ge=8)] = 128
+    resolution: Annotated[int, Field(ge=8, le=4096)] = 128
     """Pixels along the side of the picture that the VQ model sees; with it the number of cells."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("vq", "pixels")
     """What is asked for."""
@@ -123,7 +104,7 @@ class Cognition(Tells):
             raise SightlineError(
                 f"'{config.vq}' has {self.codes:,} codes, and they are stored in 16 bits. Use another."
             )
-        if config.codes == "text" and self.codes > 10**config.digits:
+        if "vq" in config.tasks and config.codes == "text" and self.codes > 10**config.digits:
             raise SightlineError(
                 f"digits={config.digits} cannot tell the {self.codes:,} codes of '{config.vq}'. Use "
                 f"{len(str(self.codes - 1))} or more."
@@ -131,10 +112,10 @@ class Cognition(Tells):
 
     @property
     def needs(self) -> Needs:
-        tasks = self.config.tasks
+        tasks, codes = self.config.tasks, self.alphabets.get("vq")
         return Needs(
             kinds=tasks,
-            tokens=self.alphabets["vq"].tokens if isinstance(self.alphabets["vq"], Marks) and "vq" in tasks else (),
+            tokens=codes.tokens if isinstance(codes, Marks) else (),
             weights={} if self.config.joint else dict.fromkeys(tasks, WEIGHT),
         )
 
@@ -153,6 +134,8 @@ class Cognition(Tells):
     @cached_property
     def alphabets(self) -> Mapping[Task, Alphabet]:
         """How each task's values are told."""
+        if "vq" not in self.tasks:
+            return {"pixels": COLOURS}
         codes = Marks(self.codes) if self.config.codes == "tokens" else Digits(self.config.digits, self.codes)
         return {"vq": codes, "pixels": COLOURS}
 
@@ -185,8 +168,16 @@ class Cognition(Tells):
                 f"{mute[0].path} leaves questions out, so nothing would say which window is meant. Use another "
                 f"template, or leave the stage out: weights={{{', '.join(f'{task}: 0' for task in asked)}}}"
             )
-        if asked:
-            setting.say(f"cognition: {self.cost(setting.assembly.tokenizer, asked)}")
+        if asked and not has_images(setting.sources):
+            setting.say(f"cognition: stage '{stage.name}' has no images, so nothing is asked in it")
+        elif asked:
+            costs = self.costs(setting.assembly.tokenizer, asked)
+            setting.say(f"cognition: {self.told(costs)}")
+            if (total := sum(costs.values())) >= setting.recipe.max_length:
+                raise SightlineError(
+                    f"no row could take what is asked of it: {self.told(costs)}, {total:,} in all, and max_length is "
+                    f"{setting.recipe.max_length:,}. Ask for a smaller window, or for one task, or allow longer rows."
+                )
 
     def annotation(self, setting: Setting) -> Annotation:
         picture = self.picture(setting.assembly.sight, blank=setting.recipe.blank_images)
@@ -212,21 +203,21 @@ class Cognition(Tells):
             return []
         number = int(rng.integers(len(sample.images)))
         window = Window.draw(self.grid, self.config.window, rng)
-        first, last = _exchanges(sample, number)
+        first, last = exchanges(sample, number)
         if first > last:  # shown nowhere: the processor says so
             return []
         image = "the image" if len(sample.images) == 1 else f"image {number + 1} of {len(sample.images)}"
         return [
             InsertedTurn(
                 int(rng.integers(first, last + 1)),
-                Turn("user", self._asking(rng.choice(TEMPLATES[self.config.templates][task]), window, image)),
+                Turn("user", asking(rng.choice(TEMPLATES[self.config.templates][task]), window, self.grid, image)),
                 Turn("assistant", self.write(task, window.of(columns[COLUMNS[task]][number]).flatten().tolist()), task),
             )
             for task in (tasks[place] for place in rng.permutation(len(tasks)))
         ]
 
     def question(self, task: Task, window: Window) -> str:
-        return self._asking(TEMPLATES[self.config.templates][task][0], window)
+        return asking(TEMPLATES[self.config.templates][task][0], window, self.grid)
 
     def write(self, task: Task, values: Sequence[int]) -> str:
         return self.alphabets[task].write(values)
@@ -238,29 +229,15 @@ class Cognition(Tells):
         """How many numbers tell a window."""
         return self.config.window**2 * (3 if task == "pixels" else 1)
 
-    def cost(self, tokenizer: PreTrainedTokenizerBase, tasks: list[Task]) -> str:
-        """What windows cost in tokens, in words."""
-        told = []
-        for task in tasks:
-            count, most = self.values(task), self.codes if task == "vq" else LEVELS
-            tokens = tokens_of(tokenizer, self.alphabets[task], most, count)
-            told.append(f"{task} {tokens} tokens ({tokens / count:.3g} for each of {count} values)")
-        size = self.config.window
-        return f"a window of {size} x {size} cells costs {', '.join(told)}"
+    def costs(self, tokenizer: PreTrainedTokenizerBase, tasks: list[Task]) -> dict[Task, int]:
+        """What a window costs in tokens, its question apart."""
+        most: dict[Task, int] = {"vq": self.codes, "pixels": LEVELS}
+        return {task: tokens_of(tokenizer, self.alphabets[task], most[task], self.values(task)) for task in tasks}
 
-    def _asking(self, template: str, window: Window, image: str = "the image") -> str:
-        last_row, last_column = window.row + window.size - 1, window.column + window.size - 1
-        places = {"row": window.row, "column": window.column, "last_row": last_row, "last_column": last_column}
-        return template.format(image=image, grid=self.grid, size=window.size, **places)
-
-
-def _exchanges(sample: Sample, number: int) -> tuple[int, int]:
-    """After how many exchanges an image has been shown, and how many there are."""
-    turns = [turn for turn in sample.turns if turn.role != "system"]
-    shown, first = 0, len(turns)
-    for place, turn in enumerate(turns):
-        shown += turn.text.count(IMAGE)
-        if shown > number:
-            first = place
-            break
-    return first // 2 + 1, len(turns) // 2
+    def told(self, costs: Mapping[Task, int]) -> str:
+        """That in words."""
+        counts = {task: self.values(task) for task in costs}
+        each = [
+            f"{task} {n} tokens ({n / counts[task]:.3g} for each of {counts[task]} values)" for task, n in costs.items()
+        ]
+        return f"a window of {self.config.window} x {self.config.window} cells costs {', '.join(each)}"
