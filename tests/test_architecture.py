@@ -1,6 +1,8 @@
 """The direction of imports, read from the source: the flow goes one way, and the trunk knows no method."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,12 @@ def test_only_the_command_line_the_doctor_and_comparisons_know_the_dry_run():
     for path in MODULES:
         if part(path) not in ("plan", "cli", "doctor", "compare"):
             assert not {place for place, _ in imports(path) if place.split(".")[0] == "plan"}, name(path)
+
+
+@pytest.mark.parametrize("module", ["sightline.paint", "sightline.methods.compose"])
+def test_a_module_can_be_imported_first(module):
+    """transformers, once it is imported, brings our models: what asks for it early meets itself half made."""
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, timeout=120)
 
 
 def test_nothing_heavy_at_the_top():

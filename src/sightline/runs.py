@@ -20,7 +20,14 @@ def recipe_of(run: str | Path) -> Recipe | None:
 
 def annotations_of(run: str | Path) -> Mapping[str, Mapping[str, Any]]:
     """By stage and method, what the annotations depend on that a run was trained with; empty where it is not said."""
-    return read_facts(_folder_of(run)).get("annotations", {})
+    return annotations_in(_folder_of(run))
+
+
+def annotations_in(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The same by the run's own folder."""
+    stages = read_facts(folder).get("annotations")
+    found = stages.items() if isinstance(stages, dict) else ()
+    return {stage: methods for stage, methods in found if isinstance(methods, dict)}
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -34,5 +41,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def _folder_of(run: str | Path) -> Path:
     path = Path(run)
-    path = path.parent if path.name == "model" else path
-    return path.parents[1] if path.parent.name == "stages" else path
+    inner = path.parent if path.name == "model" else path
+    outer = inner.parents[1] if inner.parent.name == "stages" else inner
+    return next((folder for folder in (path, inner) if (folder / "recipe.yaml").is_file()), outer)

@@ -64,7 +64,9 @@ class Cells(Annotation):
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
-        """All that an image's cells depend on beside its bytes."""
+        """All that an image's cells depend on beside its bytes; nothing where there are none."""
+        if not has_images(self.setting.sources):
+            return {}
         facts = {
             "format": FORMAT,
             "vq": vq_facts(self.vq),

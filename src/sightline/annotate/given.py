@@ -5,6 +5,7 @@
 The small world writes such files (`truth/`); annotators and segmenters can. All words of a patch count alike.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,16 @@ from ..data.images import load_image
 from ..errors import SightlineError
 from ..types import ImageSource
 from .drawing import out_of_order
+
+
+def given_labels_facts(path: Path) -> dict[str, str]:
+    """What given labels are: the bytes of their files."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files_of(path) if file.is_file()}
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file of labels, or those of a folder."""
+    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
 
 
 class GivenLabels:
@@ -31,12 +42,11 @@ class GivenLabels:
             SightlineError: if there is no file, a line is no such record, an image comes twice or has another number of
                 patches, or no word is in the list.
         """
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         number = {word: place for place, word in enumerate(words)}
         self.path, self.tokens = path, tokens
         self.labels: dict[str, tuple[tuple[int, ...], ...]] = {}
         try:
-            for file in files:
+            for file in files_of(path):
                 for line, text in enumerate(file.read_bytes().splitlines(), start=1):
                     self._add(text, number, f"{file} line {line}")
         except OSError as error:

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.dataset import Head
 from ..data.features import image_bytes, image_key, image_name, remembered_key
 from ..data.images import load_image
 from ..data.sources.base import EmbeddedImage
@@ -235,8 +236,11 @@ def images_of(sources: Sequence[Sequence[Sample]]) -> Iterator[tuple[Sample, Pla
 
 
 def has_images(sources: Sequence[Sequence[Sample]]) -> bool:
-    """Whether any row has one."""
-    return any(sample.images for source in sources for sample in source)
+    """Whether any row has one; those of files are not read for it, their index knows."""
+    return any(
+        bool(rows.source.num_images[: len(rows)].any()) if isinstance(rows, Head) else any(row.images for row in rows)
+        for rows in sources
+    )
 
 
 def sought(

@@ -136,6 +136,10 @@ class PatchWords:
         """Whether the encoder is what the model's tower was taken from, and sees the very same pixels."""
         return is_own_tower(self.encoder, self.setting)
 
+    def settled_sign(self) -> dict[str, int]:
+        """The sign of the cosine by its name; nothing while it is still to be measured."""
+        return {"sign": self._sign()} if self.sign != "auto" or self._sign_record().is_file() else {}
+
     def _check_epochs(self) -> None:
         """That what is drawn beforehand lasts to the end of the stage.
 

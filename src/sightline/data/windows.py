@@ -6,14 +6,14 @@ tokens of their own. Either way what is written can be read again exactly.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 UNREAD = -1
 """The value of what could not be read."""
@@ -96,7 +96,7 @@ def _filled(values: Sequence[int], count: int, most: int) -> Int[Tensor, " count
     return torch.tensor(read + [UNREAD] * (count - len(read)), dtype=torch.long)
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet, most: int, count: int) -> int:
+def tokens_of(tokenizer: Callable[..., Any], alphabet: Alphabet, most: int, count: int) -> int:
     """How many tokens `count` numbers below `most` take, told side by side: the most of a few draws."""
     rng = np.random.default_rng(0)
     draws = [[0] * count, [most - 1] * count, *(rng.integers(most, size=count).tolist() for _ in range(4))]

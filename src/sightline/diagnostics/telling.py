@@ -59,11 +59,12 @@ def taught(subject: Subject) -> Tells | None:
     method = telling(subject.recipe)
     if method is None:
         return None
-    began = [facts[method.name]["vq"] for facts in annotations_of(subject.path).values() if method.name in facts]
-    if any(facts["weights"] != vq_facts(method.vq)["weights"] for facts in began):
+    noted = [facts[method.name] for facts in annotations_of(subject.path).values() if facts.get(method.name)]
+    if noted and {facts.get("vq", {}).get("weights") for facts in noted} != {vq_facts(method.vq)["weights"]}:
         raise SightlineError(
             f"'{method.vq}' has other weights than when the model was taught its codes, so it would be asked for codes "
-            "that it has never seen. Put back what was there, or name where it is: --recipe recipe.yaml"
+            "that it has never seen. Put back what was there; `sightline paint` takes it from elsewhere, too: --recipe "
+            "recipe.yaml"
         )
     return method
 

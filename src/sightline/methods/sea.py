@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..annotate.drawing import Drawing, FromLabels, How, windows
-from ..annotate.given import GivenLabels
+from ..annotate.given import GivenLabels, given_labels_facts
 from ..annotate.labels import NO_PLACE, Drawn
 from ..annotate.live import LiveLabels
 from ..annotate.patchwords import PatchWords
@@ -244,7 +244,9 @@ class SEAAnnotation(Annotation):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return self.words.facts if self.config.labels == ENCODER else {}
+        if self.config.labels != ENCODER:
+            return given_labels_facts(Path(self.config.labels).expanduser())
+        return self.words.facts | self.words.settled_sign()
 
     def report(self) -> tuple[str, list[Path]]:
         found = measure_labels(self.words.folder)

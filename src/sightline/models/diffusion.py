@@ -102,7 +102,7 @@ def load_part(name: str, part: Part) -> Any:
             name,
         )
     except SightlineError as error:
-        if "diffusion_pytorch_model.safetensors" not in str(error):
+        if "no file named" not in str(error) and "have a file named diffusion_pytorch_model" not in str(error):
             raise
         raise SightlineError(
             f"{error} If it is there as a pickle alone (diffusion_pytorch_model.bin), which Sightline does not read, "

@@ -71,6 +71,7 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
     """
     say, device = sayer(console), own_device(recipe)
     folders: list[Path] = []
+    idle: list[str] = []
     assembly: Assembly | None = None
     for number, stage in enumerate(recipe.stages):
         assembly = start(recipe, stage, assembly)
@@ -87,13 +88,20 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
                 continue
             sources = [*read_data(stage.data, say), *read_data(stage.validation, say)]
             annotation = method.annotation(Setting(recipe, number, assembly, device, sources, say))
-            folder = annotation.compute() if annotation is not None else None
-            if annotation is not None and folder is not None and folder not in folders:
+            if annotation is None:
+                continue
+            if (folder := annotation.compute()) is None:
+                idle.append(stage.name)
+            elif folder not in folders:
                 folders.append(folder)
                 if report:
                     text, files = annotation.report()
                     say(text)
                     folders += files
+    for stage in dict.fromkeys(idle):
+        say(f"stage '{stage}' has no images, so there is nothing to compute of them")
+    if idle and not folders:
+        return []
     if not folders and name == EVERY:
         raise SightlineError("no stage of this recipe reads what a method annotates, so there is nothing to compute.")
     if not folders:

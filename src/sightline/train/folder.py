@@ -23,7 +23,7 @@ from .. import __version__
 from ..config import Recipe, dump
 from ..errors import SightlineError
 from ..files import claim_empty, write_json, write_text
-from ..runs import annotations_of, read_facts
+from ..runs import annotations_in, read_facts
 from .processes import Processes
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy")
@@ -176,15 +176,16 @@ def check_annotated(folder: Path, stage: str, annotated: Mapping[str, Any]) -> N
     """That a stage goes on with the annotations that it began with.
 
     Args:
-        annotated: by method, what its annotation depends on.
+        annotated: by method, what its annotation depends on, as far as that is known.
 
     Raises:
         SightlineError: naming the method, and what is another.
     """
-    for method, began in annotations_of(folder).get(stage, {}).items():
+    for method, began in annotations_in(folder).get(stage, {}).items():
         was, now = flat(began), flat(annotated.get(method, {}))
-        if changed := [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]:
-            lines = "\n".join(f"  {key}: {was.get(key)} then, {now.get(key)} now" for key in changed)
+        both = [key for key in now if key in was and not key.rpartition(".")[2].startswith("_")]  # of who saved it
+        if changed := [key for key in both if was[key] != now[key]]:
+            lines = "\n".join(f"  {key}: {was[key]} then, {now[key]} now" for key in changed)
             raise SightlineError(
                 f"stage '{stage}' of the run in '{folder}' began with another annotation of method '{method}', so to "
                 f"go on would mix the two. It is made of other things now:\n{lines}\nRestore what was there, or start "

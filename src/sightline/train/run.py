@@ -1,7 +1,7 @@
 """A whole run: a recipe in, a run folder out, from the start or from where an earlier process left it.
 
 recipe.yaml     the recipe, every default spelled out
-run.json        versions, seed, machine, command, time
+run.json        versions, seed, machine, command, time, what annotations depend on
 metrics.jsonl   one line for each step and each validation
 dropped.jsonl   rows that a policy left out or shortened
 checkpoints/    where the run can be taken up again

@@ -39,6 +39,7 @@ from sightline.methods.vlsa.cognition import Cognition, CognitionConfig
 from sightline.models.assemble import Assembly, assemble
 from sightline.models.codes import Codes, nearest
 from sightline.train import train
+from sightline.train.annotate import annotate_method
 from sightline.train.objective import Objective
 from sightline.types import IGNORE, PROMPT, Example, Sample, Turn
 from stores import contents, killed_at_shard
@@ -228,6 +229,11 @@ def test_a_stage_without_images_trains_and_says_that_nothing_is_asked(tiny, pict
     made = annotated(made.model_copy(update={"stages": [*made.stages, text]}))
     train(made)
     assert "stage 'text' has no images, so nothing is asked in it" in capsys.readouterr().err
+    noted = json.loads((made.run_folder / "run.json").read_text())["annotations"]
+    assert (noted["two"]["cognition"] and noted["text"] == {"cognition": {}}) or noted["text"] == {}
+    alone = made.model_copy(update={"stages": [made.stages[0], text], "annotations": str(tmp_path / "none")})
+    assert annotate_method(alone, "cognition") == annotate_method(alone, "all") == []
+    assert "stage 'text' has no images, so there is nothing to compute" in capsys.readouterr().err
 
 
 def test_a_row_that_is_shortened_and_without_room_is_counted_as_both(tiny, pictures, pipeline, tmp_path):

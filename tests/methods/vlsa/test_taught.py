@@ -25,7 +25,9 @@ from sightline.errors import SightlineError
 from sightline.models.codes import Codes
 from sightline.models.diffusion import load_part
 from sightline.paint import paint
+from sightline.runs import annotations_of
 from sightline.train import train
+from sightline.train.folder import check_annotated, note_annotated
 from telling import annotated, recipe
 
 
@@ -140,6 +142,26 @@ def test_a_run_does_not_go_on_with_the_codes_of_another_vq_model(own, monkeypatc
         annotated(made)
 
 
+def test_what_goes_on_is_held_against_the_runs_own_notes(tmp_path):
+    """Also in a folder whose name is that of a model's; what is damaged, or of who saved it, says nothing."""
+    began = {"cognition": {"vq": {"weights": "a", "config": {"size": 1, "_diffusers_version": "1"}}, "sign": 1}}
+    for folder in (tmp_path / "model", tmp_path / "stages" / "x"):
+        folder.mkdir(parents=True)
+        note_annotated(folder, "one", began)
+        (folder / "recipe.yaml").write_text("")
+        assert annotations_of(folder) == {"one": began}
+        assert annotations_of(folder / "model") == {"one": began}
+        check_annotated(folder, "one", {"cognition": {"vq": {"weights": "a", "config": {"_diffusers_version": "2"}}}})
+        check_annotated(folder, "two", {"cognition": {"vq": {"weights": "b"}}})
+        with pytest.raises(SightlineError, match=r"\n  vq\.weights: a then, b now\n"):
+            check_annotated(folder, "one", {"cognition": {"vq": {"weights": "b"}}})
+        with pytest.raises(SightlineError, match=r"\n  sign: 1 then, -1 now\n"):
+            check_annotated(folder, "one", began | {"cognition": {"sign": -1}})
+        for damaged in (None, [], {"one": None}, {"one": {"cognition": {}}}):
+            (folder / "run.json").write_text(json.dumps({"annotations": damaged}))
+            check_annotated(folder, "one", began)
+
+
 def raising(*given: object) -> None:
     raise SightlineError("stop here")
 
@@ -185,5 +207,11 @@ def test_a_vq_model_that_cannot_be_used_is_refused_with_what_to_do(tmp_path):
     with torch.no_grad():
         model.quantize.embedding.weight[3] = float("nan")
     model.save_pretrained(tmp_path / "odd")
+    whole = (tmp_path / "odd" / "diffusion_pytorch_model.safetensors").read_bytes()
+    shutil.copytree(tmp_path / "odd", tmp_path / "short")
+    (tmp_path / "short" / "diffusion_pytorch_model.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(SightlineError, match="cannot load") as error:
+        load_part(str(tmp_path / "short"), "vqvae")
+    assert "pickle" not in str(error.value)
     with pytest.raises(SightlineError, match=r"quantize\.embedding\.weight is not finite"):
         load_part(str(tmp_path / "odd"), "vqvae")
