@@ -7,7 +7,7 @@ over its questions, tower included. One thread. Times of a turn are paired; the 
 turns. Where features are stored, training reads them, as it did in the comparison. Data and annotations must be there.
 
     python benchmarks/recipe_times.py world-high world-anyres world-perceiver world-vlsa
-    # writes benchmarks/results/recipe_times.json and .md
+    # writes benchmarks/results/recipe_times.json and .md; changed keys follow a name: world-high+stages.1.packing=true
 """
 
 import argparse
@@ -75,10 +75,11 @@ def main() -> None:
 def measure(name: str, options: argparse.Namespace) -> tuple[float, float]:
     """Seconds of a step of the last stage, the middle one, and of an answer, the mean."""
     with tempfile.TemporaryDirectory() as folder:
+        name, *changed = name.split("+")
         last = len(load_recipe(name).stages) - 1
         short = [f"stages.{number}.steps={1 if number < last else WARM + options.steps}" for number in range(last + 1)]
         silent = [f"stages.{number}.validation=[]" for number in range(last + 1)]
-        run = train(load_recipe(name, [*short, *silent, f"out={folder}/run", "device=cpu"]), quiet=True)
+        run = train(load_recipe(name, [*changed, *short, *silent, f"out={folder}/run", "device=cpu"]), quiet=True)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         steps = [row["samples"] / row["samples_per_s"] for row in rows][-options.steps :]
         assistant = Assistant(run / "model")

@@ -125,7 +125,7 @@ def test_the_first_token_is_timed_part_by_part(tmp_path: Path) -> None:
 
 def test_recipes_are_timed_beside_each_other(tmp_path: Path) -> None:
     make_world(tmp_path / "data" / "world-high", view="high", train=64, validation=8, test=1, novel=1)
-    names, out = ["world-high", "world-perceiver"], tmp_path / "times.json"
+    names, out = ["world-high", "world-perceiver+stages.1.packing=true"], tmp_path / "times.json"
     sizes = ["--turns", "1", "--steps", "2", "--asked", "8", "--out", str(out)]
     command = [sys.executable, str(BENCHMARKS / "recipe_times.py"), *names, *sizes]
     subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -133,4 +133,4 @@ def test_recipes_are_timed_beside_each_other(tmp_path: Path) -> None:
     assert [first["recipe"], second["recipe"]] == names and first["step"]["times"] == 1
     for what in ("step", "answer"):
         assert second[what]["seconds"] > 0 and second[what]["low"] <= second[what]["times"] <= second[what]["high"]
-    assert "| world-perceiver |" in out.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| world-perceiver+stages.1.packing=true |" in out.with_suffix(".md").read_text(encoding="utf-8")
