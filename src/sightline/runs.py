@@ -18,12 +18,12 @@ def recipe_of(run: str | Path) -> Recipe | None:
     return load_recipe(file) if file.is_file() else None
 
 
-def annotations_of(run: str | Path) -> Mapping[str, Mapping[str, Any]]:
+def annotation_facts_of(run: str | Path) -> Mapping[str, Mapping[str, Any]]:
     """By stage and method, what the annotations depend on that a run was trained with; empty where it is not said."""
-    return annotations_in(_folder_of(run))
+    return annotation_facts_in(_folder_of(run))
 
 
-def annotations_in(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+def annotation_facts_in(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """The same by the run's own folder."""
     stages = read_facts(folder).get("annotations")
     found = stages.items() if isinstance(stages, dict) else ()

@@ -43,7 +43,8 @@ class Cells(Annotation):
 
     def compute(self) -> Path | None:
         setting = self.setting
-        if not has_images(setting.sources):
+        if not self.facts:
+            setting.say(f"stage '{setting.stage.name}' has no images, so there is nothing to compute of them")
             return None
         job = ImageJob(Encoding(self.vq, self.picture, self.grid, self.facts, setting.device))
         job.add(setting.stage.name, setting.sources, skip=setting.stage.bad_images == "skip")
@@ -51,7 +52,7 @@ class Cells(Annotation):
         return self.folder
 
     def reader(self) -> Reader:
-        if not has_images(self.setting.sources):
+        if not self.facts:
             return partial(read, stored=None, grid=self.grid, columns=self.columns)
         absent = "there are no codes of this stage's images"
         store = checked_store(self.folder, self.setting.sources, absent, FIX)

@@ -84,7 +84,7 @@ class PatchWords:
     def settle_sign(self, labelling: "Labelling") -> int:
         """The sign of the cosine: measured on the stage's captions the first time, where it is to be, and kept."""
         record = self._sign_record()
-        if self.sign == "auto" and not record.is_file():
+        if not self._is_settled:
             signs = measure_signs(labelling, self.setting.sources, self.vocabulary, progress=True)
             self.setting.say(signs.told())
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class PatchWords:
         self._check_epochs()
         fix = "Run: sightline annotate RECIPE --method sea"
         absent = "SEA has no labels for the patches of this stage's images"
-        if self.sign == "auto" and not self._sign_record().is_file():
+        if not self._is_settled:
             raise SightlineError(f"{absent}: none were made with this encoder, list and transform. {fix}")
         store = checked_store(self.folder, self.setting.sources, absent, fix)
         return Labels(store) if self.drawn_epochs is None else Drawn(store, self.how)
@@ -138,7 +138,11 @@ class PatchWords:
 
     def settled_sign(self) -> dict[str, int]:
         """The sign of the cosine by its name; nothing while it is still to be measured."""
-        return {"sign": self._sign()} if self.sign != "auto" or self._sign_record().is_file() else {}
+        return {"sign": self._sign()} if self._is_settled else {}
+
+    @property
+    def _is_settled(self) -> bool:
+        return self.sign != "auto" or self._sign_record().is_file()
 
     def _check_epochs(self) -> None:
         """That what is drawn beforehand lasts to the end of the stage.

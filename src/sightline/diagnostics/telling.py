@@ -18,7 +18,7 @@ from ..methods.abilities import Task, Tells
 from ..methods.base import Sizes
 from ..methods.compose import build_methods, record_of
 from ..models.codes import Codes
-from ..runs import annotations_of
+from ..runs import annotation_facts_of
 from .captions import LONGEST, REQUEST
 from .subject import Prompted, Subject
 
@@ -59,7 +59,7 @@ def taught(subject: Subject) -> Tells | None:
     method = telling(subject.recipe)
     if method is None:
         return None
-    noted = [facts[method.name] for facts in annotations_of(subject.path).values() if facts.get(method.name)]
+    noted = [facts[method.name] for facts in annotation_facts_of(subject.path).values() if facts.get(method.name)]
     if noted and {facts.get("vq", {}).get("weights") for facts in noted} != {vq_facts(method.vq)["weights"]}:
         raise SightlineError(
             f"'{method.vq}' has other weights than when the model was taught its codes, so it would be asked for codes "

@@ -71,7 +71,7 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
     """
     say, device = sayer(console), own_device(recipe)
     folders: list[Path] = []
-    idle: list[str] = []
+    found = False
     assembly: Assembly | None = None
     for number, stage in enumerate(recipe.stages):
         assembly = start(recipe, stage, assembly)
@@ -90,21 +90,16 @@ def annotate_method(recipe: Recipe, name: str, *, report: bool = False, console:
             annotation = method.annotation(Setting(recipe, number, assembly, device, sources, say))
             if annotation is None:
                 continue
-            if (folder := annotation.compute()) is None:
-                idle.append(stage.name)
-            elif folder not in folders:
+            found = True
+            if (folder := annotation.compute()) is not None and folder not in folders:
                 folders.append(folder)
                 if report:
                     text, files = annotation.report()
                     say(text)
                     folders += files
-    for stage in dict.fromkeys(idle):
-        say(f"stage '{stage}' has no images, so there is nothing to compute of them")
-    if idle and not folders:
-        return []
-    if not folders and name == EVERY:
+    if not found and name == EVERY:
         raise SightlineError("no stage of this recipe reads what a method annotates, so there is nothing to compute.")
-    if not folders:
+    if not found:
         raise SightlineError(
             f"no stage of this recipe reads what '{name}' annotates, so there is nothing to compute. Weigh its loss in "
             "a stage: stages.0.weights={...}; if one does, the method's options say that nothing is stored."

@@ -23,7 +23,7 @@ from .. import __version__
 from ..config import Recipe, dump
 from ..errors import SightlineError
 from ..files import claim_empty, write_json, write_text
-from ..runs import annotations_in, read_facts
+from ..runs import annotation_facts_in, read_facts
 from .processes import Processes
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy")
@@ -181,7 +181,7 @@ def check_annotated(folder: Path, stage: str, annotated: Mapping[str, Any]) -> N
     Raises:
         SightlineError: naming the method, and what is another.
     """
-    for method, began in annotations_in(folder).get(stage, {}).items():
+    for method, began in annotation_facts_in(folder).get(stage, {}).items():
         was, now = flat(began), flat(annotated.get(method, {}))
         both = [key for key in now if key in was and not key.rpartition(".")[2].startswith("_")]  # of who saved it
         if changed := [key for key in both if was[key] != now[key]]:

@@ -25,7 +25,7 @@ from sightline.errors import SightlineError
 from sightline.models.codes import Codes
 from sightline.models.diffusion import load_part
 from sightline.paint import paint
-from sightline.runs import annotations_of
+from sightline.runs import annotation_facts_of
 from sightline.train import train
 from sightline.train.folder import check_annotated, note_annotated
 from telling import annotated, recipe
@@ -149,8 +149,8 @@ def test_what_goes_on_is_held_against_the_runs_own_notes(tmp_path):
         folder.mkdir(parents=True)
         note_annotated(folder, "one", began)
         (folder / "recipe.yaml").write_text("")
-        assert annotations_of(folder) == {"one": began}
-        assert annotations_of(folder / "model") == {"one": began}
+        assert annotation_facts_of(folder) == {"one": began}
+        assert annotation_facts_of(folder / "model") == {"one": began}
         check_annotated(folder, "one", {"cognition": {"vq": {"weights": "a", "config": {"_diffusers_version": "2"}}}})
         check_annotated(folder, "two", {"cognition": {"vq": {"weights": "b"}}})
         with pytest.raises(SightlineError, match=r"\n  vq\.weights: a then, b now\n"):
